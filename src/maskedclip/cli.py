@@ -1,0 +1,391 @@
+"""The command line: one short function a verb.  Heavy imports happen inside the verbs, so that help is quick."""
+
+import argparse
+import errno
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from maskedclip import __version__
+from maskedclip.errors import CheckFailed, UserError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line: what it is for, an example, its arguments, and what it does."""
+
+    about: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+    takes_recipe: bool = False
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in {"true", "1", "yes"}:
+        return True
+    if text.lower() in {"false", "0", "no"}:
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _next(*lines: str) -> None:
+    """Every verb ends with what to do next."""
+    for line in lines:
+        print(line)
+
+
+# --- phantom ---------------------------------------------------------------------------------------------------------
+
+
+def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="new folder for images, masks, manifest")
+    parser.add_argument("--images", type=int, default=400, metavar="N", help="how many photographs (two eyes a patient)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides every picture and sentence")
+    parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of a picture")
+
+
+def _phantom(args: argparse.Namespace) -> None:
+    from maskedclip.data.phantom import write_phantoms
+
+    manifest = write_phantoms(args.out, images=args.images, seed=args.seed, size=args.size)
+    _next(f"{args.images} phantoms in {args.out}", f"next: maskedclip curate {manifest} --out STORE")
+
+
+# --- curate ----------------------------------------------------------------------------------------------------------
+
+
+def _curate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", type=_path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder of images")
+    parser.add_argument("--out", type=_path, required=True, metavar="STORE", help="new folder for the store")
+    parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of a stored image")
+    parser.add_argument("--crop", choices=["fundus", "none"], default="fundus", help="find and crop the fundus field")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
+    parser.add_argument("--image-format", choices=["jpeg", "png"], default="jpeg", help="png is lossless")
+    parser.add_argument("--encoding", default="utf-8", help="of a CSV's text, e.g. latin-1")
+    parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside the manifest's folder")
+
+
+def _curate(args: argparse.Namespace) -> None:
+    from maskedclip.data.curate import curate
+
+    done = curate(
+        args.manifest,
+        args.out,
+        size=args.size,
+        crop=args.crop,
+        engine=args.engine,
+        encoding=args.image_format,
+        text_encoding=args.encoding,
+        allow_outside=args.allow_outside,
+    )
+    _next(*done.lines(), f"next: maskedclip pretrain --config maskedclip --config tiny --data {args.out} --out RUN")
+
+
+# --- pretrain --------------------------------------------------------------------------------------------------------
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="RECIPE",
+        help="a file or a shipped name, a method (maskedclip, clip, mae, ...) and a size (vitb16, tiny, ...); "
+        "may be repeated, later ones override",
+    )
+    parser.add_argument(
+        "--data", action="append", nargs="+", type=_path, required=True, metavar="STORE", help="one store or several"
+    )
+    parser.add_argument("--out", type=_path, required=True, metavar="RUN", help="the run directory")
+    parser.add_argument(
+        "--resume", type=_boolean, nargs="?", const=True, default=False, help="go on from the newest whole checkpoint"
+    )
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from maskedclip.recipe import load_recipe
+    from maskedclip.training.pretrain import pretrain
+    from maskedclip.training.rundir import RunDirectory
+
+    run = RunDirectory(args.out)
+    if args.resume and not args.config and not args.rest and run.recipe_file.is_file():
+        recipe = run.read_recipe()
+    else:
+        recipe = load_recipe(args.config or ["maskedclip", "vitb16"], args.rest)
+    done = pretrain(recipe, [store for group in args.data for store in group], args.out, resume=args.resume)
+    stores = " ".join(f"--data {group[0]}" for group in args.data[:1])
+    if done.complete:
+        _next(
+            f"{args.out}: {done.step} steps done; the model is in {args.out}/model",
+            f"next: maskedclip evaluate {args.out} {stores} --out {args.out}/evaluation",
+        )
+    else:
+        _next(f"{args.out}: stopped at step {done.step}, {done.reason}", "next: the same command with --resume true goes on")
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=_path, help="the run directory that pretrain wrote")
+    parser.add_argument(
+        "--data", action="append", nargs="+", type=_path, required=True, metavar="STORE", help="with splits and labels"
+    )
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="new folder for results.json and report.html")
+    parser.add_argument(
+        "--protocols", default="linear,knn,zero_shot,retrieval", help="some of linear,knn,zero_shot,retrieval"
+    )
+    parser.add_argument("--replicates", type=int, default=1000, help="bootstrap replicates of an interval")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--prompts", type=_path, metavar="FILE", help="YAML or JSON: label -> sentences, for zero-shot")
+    parser.add_argument("--against", type=_path, metavar="DIR", help="another evaluation of the same store, compared in pairs")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from maskedclip.data.prompts import load_prompts
+    from maskedclip.data.store import open_store
+    from maskedclip.deployment.model import load
+    from maskedclip.evaluation.evaluate import evaluate
+    from maskedclip.evaluation.report import write_report
+    from maskedclip.evaluation.summary import summary_lines
+
+    store = open_store([store for group in args.data for store in group])
+    model = load(args.run)
+    results = evaluate(
+        model,
+        store,
+        args.out,
+        protocols=tuple(args.protocols.split(",")),
+        replicates=args.replicates,
+        seed=args.seed,
+        prompts=load_prompts(args.prompts) if args.prompts else None,
+    )
+    evaluations = {"trained": args.out} | ({"against": args.against} if args.against else {})
+    report = write_report(args.out / "report.html", args.run, store, evaluations=evaluations)
+    _next(*summary_lines(results), f"next: look at {report}")
+
+
+# --- embed, classify -------------------------------------------------------------------------------------------------
+
+
+def _embed_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=_path, help="the run directory that pretrain wrote")
+    parser.add_argument("--data", type=_path, required=True, metavar="STORE|FOLDER", help="a store, a folder, or an image")
+    parser.add_argument("--out", type=_path, required=True, metavar="FILE.parquet", help="new file")
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from maskedclip.deployment.embed import embed
+    from maskedclip.deployment.model import load
+
+    embed(load(args.run), args.data, args.out)
+    _next(f"features in {args.out}", f"next: python -c \"import pandas; print(pandas.read_parquet('{args.out}'))\"")
+
+
+def _classify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=_path, help="the run directory that pretrain wrote")
+    parser.add_argument("images", type=_path, nargs="+", metavar="IMAGE", help="photographs")
+    parser.add_argument("--labels", required=True, help='separated by commas: "glaucoma,cataract,normal fundus"')
+    parser.add_argument("--prompts", type=_path, metavar="FILE", help="YAML or JSON: label -> sentences")
+    parser.add_argument("--json", action="store_true", help="one JSON object an image")
+
+
+def _classify(args: argparse.Namespace) -> None:
+    from maskedclip.data.prompts import load_prompts
+    from maskedclip.deployment.model import load
+
+    labels = [label.strip() for label in args.labels.split(",") if label.strip()]
+    model = load(args.run)
+    answers = model.classify(list(args.images), labels, prompts=load_prompts(args.prompts) if args.prompts else None)
+    for image, answer in zip(args.images, answers, strict=True):
+        if args.json:
+            print(json.dumps({"image": str(image), "probabilities": answer}))
+        else:
+            ordered = sorted(answer.items(), key=lambda entry: -entry[1])
+            print(f"{image}: " + ", ".join(f"{label} {share:.2f}" for label, share in ordered))
+    if not args.json:
+        _next("zero-shot shares, not calibrated, no diagnosis; next: measure them with `maskedclip evaluate`")
+
+
+# --- demo, doctor ----------------------------------------------------------------------------------------------------
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="new folder; an interrupted demo goes on in it")
+    parser.add_argument("--steps", type=int, default=None, metavar="N", help="training steps; the default takes minutes")
+    parser.add_argument("--images", type=int, default=None, metavar="N", help="phantoms")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from maskedclip.demo import demo
+
+    report = demo(args.out, steps=args.steps, images=args.images, seed=args.seed)
+    _next(f"next: open {report} in a browser; then train on your own images, see README.md")
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for a program or an issue report")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from maskedclip.doctor import examine, findings_as_text
+
+    findings = examine()
+    print(json.dumps(findings, indent=2) if args.json else findings_as_text(findings))
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "phantoms -> store -> training -> evaluation -> report.html, in minutes",
+        "maskedclip demo --out demo",
+        _demo_arguments,
+        _demo,
+    ),
+    "phantom": Verb(
+        "draw synthetic fundus photographs with reports, labels and masks",
+        "maskedclip phantom --out phantoms --images 400 --seed 0",
+        _phantom_arguments,
+        _phantom,
+    ),
+    "curate": Verb(
+        "a table of images -> a store: decode, crop, resize, quarantine",
+        "maskedclip curate manifest.csv --out stores/fundus",
+        _curate_arguments,
+        _curate,
+    ),
+    "pretrain": Verb(
+        "train a recipe on one store or several",
+        "maskedclip pretrain --config maskedclip --config tiny --data stores/fundus --out runs/first --data.text_fraction 0.25",
+        _pretrain_arguments,
+        _pretrain,
+        takes_recipe=True,
+    ),
+    "evaluate": Verb(
+        "linear probe, k-NN, zero-shot and retrieval, with intervals",
+        "maskedclip evaluate runs/first --data stores/fundus --out runs/first/evaluation",
+        _evaluate_arguments,
+        _evaluate,
+    ),
+    "embed": Verb(
+        "features of many images in one Parquet file",
+        "maskedclip embed runs/first --data photographs/ --out features.parquet",
+        _embed_arguments,
+        _embed,
+    ),
+    "classify": Verb(
+        "zero-shot labels of photographs",
+        'maskedclip classify runs/first eye.jpg --labels "glaucoma,cataract,normal fundus"',
+        _classify_arguments,
+        _classify,
+    ),
+    "doctor": Verb(
+        "versions, devices, what is slow or missing here",
+        "maskedclip doctor",
+        _doctor_arguments,
+        _doctor,
+    ),
+}
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    listed = "\n".join(f"  {name:<{width}}  {verb.about}" for name, verb in VERBS.items())
+    return (
+        "MaskedCLIP: one model from images with reports and images without.\n\n"
+        f"usage: maskedclip VERB ...\n\n{listed}\n\n"
+        "`maskedclip VERB --help` shows a verb's arguments and an example.  Begin with `maskedclip demo --out demo`."
+    )
+
+
+def _parser(name: str) -> _Parser:
+    verb = VERBS[name]
+    parser = _Parser(
+        prog=f"maskedclip {name}",
+        description=verb.about,
+        epilog=f"example:\n  {verb.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.arguments(parser)
+    return parser
+
+
+def _recipe_help() -> str:
+    from maskedclip.recipe import recipe_parser, shipped_recipes
+
+    sections = recipe_parser().format_help().split("\n\n")
+    kept = [section for section in sections if not section.startswith(("usage:", "options:"))]
+    fields = re.sub(r"\n  --\w+ CONFIG +Path to a configuration file\.", "", "\n\n".join(kept))
+    return f"\nshipped recipes: {', '.join(shipped_recipes())}\n\nfields of a recipe, each a flag:\n\n{fields}"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one command.
+
+    Raises:
+        UserError, CheckFailed: what `main` turns into exit statuses.
+    """
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_overview())
+        return
+    if arguments[0] in {"--version", "-V"}:
+        print(f"maskedclip {__version__}")
+        return
+    name, *rest = arguments
+    if name not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(name, VERBS, 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"verbs: {', '.join(VERBS)}"
+        raise UserError(f"{name}: no such verb; {hint}")
+    verb, parser = VERBS[name], _parser(name)
+    if verb.takes_recipe and {"-h", "--help"} & set(rest):
+        print(parser.format_help() + _recipe_help())
+        return
+    args: Any
+    if verb.takes_recipe:
+        args, args.rest = parser.parse_known_args(rest)
+    else:
+        args = parser.parse_args(rest)
+    verb.run(args)
+
+
+def main() -> None:
+    """Entry point: errors become one line and a status, 2 for what the user gave, 1 for a check that failed."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        _fail(str(error), 2)
+    except CheckFailed as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command with --resume true (pretrain) or alone goes on", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(f"{error.filename or 'the disk'}: no space left; free some and run the command again", 2)
+        if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | FileExistsError | IsADirectoryError):
+            _fail(f"{error.filename}: {error.strerror}; check the path and its permissions", 2)
+        raise
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,120 @@
+"""Steps -> batches of uint8 images and token ids.  An item is a whole step, so workers cannot change what it holds."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from maskedclip import randomness
+from maskedclip.data import transforms
+from maskedclip.data.sampler import Pools, StepSampler
+from maskedclip.data.sentences import choose_sentences
+from maskedclip.data.store import Store
+from maskedclip.data.text import normalise_text
+from maskedclip.errors import UserError
+from maskedclip.models.text import TextTokenizer
+from maskedclip.recipe import Recipe
+
+
+@dataclass
+class HostBatch:
+    """One rank's samples of a step, paired images first.
+
+    step: from 0.  rows: of the store, int64 (B,).  image: uint8 (B, 3, S, S).  keys: int64 (B,).  num_paired: B_p.
+    text_ids, text_mask: int64 (B_p, T); text_key: int64 (B_p,); None where the recipe reads no texts.
+    substituted: samples that could not be decoded and were replaced by their neighbour in the store.
+    """
+
+    step: int
+    rows: Tensor
+    image: Tensor
+    keys: Tensor
+    num_paired: int
+    text_ids: Tensor | None = None
+    text_mask: Tensor | None = None
+    text_key: Tensor | None = None
+    substituted: int = 0
+
+    def pin_memory(self) -> "HostBatch":
+        """Pin all tensors, for asynchronous copies to a device."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.pin_memory())
+        return self
+
+
+class StepDataset(Dataset[HostBatch]):
+    """Item k is what one rank sees at step k: a pure function of (seed, k, sample)."""
+
+    def __init__(
+        self, store: Store, pools: Pools, recipe: Recipe, tokenizer: TextTokenizer | None, rank: int = 0, world: int = 1
+    ) -> None:
+        self.store, self.recipe, self.tokenizer = store, recipe, tokenizer
+        self.rank, self.world = rank, world
+        self.sampler = StepSampler(pools, recipe)
+
+    def __len__(self) -> int:
+        return self.recipe.training.steps
+
+    def __getitem__(self, step: int) -> HostBatch:
+        """Read, decode and augment the samples of a step."""
+        paired, unpaired = self.sampler.rows(step, self.rank, self.world)
+        rows = np.concatenate([paired, unpaired])
+        keys = randomness.sample_keys(self.recipe.seed, step, rows)
+        data = self.recipe.data
+        scales = [data.crop_scale_paired] * len(paired) + [data.crop_scale_unpaired] * len(unpaired)
+        images, substituted = [], 0
+        for row, key, scale in zip(rows.tolist(), keys.tolist(), scales, strict=True):
+            image, replaced = self._decode(row)
+            substituted += replaced
+            images.append(transforms.augment(image, size=data.size, scale=scale, flip=data.horizontal_flip, key=key))
+        batch = HostBatch(
+            step=step,
+            rows=torch.from_numpy(rows),
+            image=torch.stack(images),
+            keys=torch.from_numpy(keys),
+            num_paired=len(paired),
+            substituted=substituted,
+        )
+        if self.tokenizer is not None and len(paired):
+            texts = [
+                choose_sentences(self.store.text(row) or "", data.sentences, key)
+                for row, key in zip(paired.tolist(), keys.tolist(), strict=False)
+            ]
+            batch.text_ids, batch.text_mask = self.tokenizer(texts)
+            batch.text_key = torch.tensor([randomness.text_key(normalise_text(text)) for text in texts])
+        return batch
+
+    def _decode(self, row: int) -> tuple[Tensor, int]:
+        """Decode a row, or the first decodable one after it: shapes stay constant, and the count is reported (P16, P25)."""
+        for tried in range(100):
+            try:
+                return transforms.decode(self.store.image_bytes((row + tried) % len(self.store))), int(tried > 0)
+            except RuntimeError:
+                continue
+        raise UserError(f"--data: 100 images from row {row} on cannot be decoded; the store is damaged, curate it again")
+
+
+def step_loader(dataset: StepDataset, start: int, stop: int) -> Iterator[HostBatch]:
+    """Batches of steps start .. stop - 1 in order, prefetched by the recipe's workers."""
+    workers = min(dataset.recipe.data.workers, max(stop - start, 1))
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_single_thread,
+        # Spawned workers share nothing by accident; forked ones can inherit locks held by the parent's threads.
+        multiprocessing_context="spawn" if workers and sys.platform != "linux" else ("forkserver" if workers else None),
+    )
+    return iter(loader)
+
+
+def _single_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,121 @@
+"""Step -> rows, a pure function of (seed, step): without replacement, resumable at any step at no cost.
+
+The rows of a pool are shuffled anew for each pass; pass after pass they form one endless line, and step k takes
+places [k B, (k+1) B) of it.  A rank takes its slice of the step's rows, so ranks see one global batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskedclip import randomness
+from maskedclip.data.store import Store
+from maskedclip.errors import UserError
+from maskedclip.recipe import Recipe
+
+_PAIRED, _UNPAIRED = 1, 2
+
+
+class EndlessShuffle:
+    """The endless line of a pool's rows."""
+
+    def __init__(self, rows: np.ndarray, seed: int, stream: int) -> None:
+        self.rows = rows.astype(np.int64)
+        self.seed, self.stream = seed, stream
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if self._cached is None or self._cached[0] != epoch:
+            words = np.random.SeedSequence([self.seed, self.stream, epoch])
+            shuffled = np.random.Generator(np.random.Philox(words)).permutation(self.rows)
+            self._cached = (epoch, shuffled)
+        return self._cached[1]
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """Rows at places [start, start + count), int64 (count,)."""
+        taken, n = [], len(self.rows)
+        while count > 0:
+            epoch, place = divmod(start, n)
+            piece = self._shuffled(epoch)[place : place + count]
+            taken.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return np.concatenate(taken) if taken else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Rows that a recipe trains on.  paired, unpaired: row numbers, int64.  patients_with_text: kept, and in all."""
+
+    paired: np.ndarray
+    unpaired: np.ndarray
+    patients_with_text: tuple[int, int]
+
+    def summary(self) -> str:
+        """One line for a person."""
+        kept, known = self.patients_with_text
+        return f"{len(self.paired):,} paired images ({kept:,} of {known:,} patients), {len(self.unpaired):,} unpaired images"
+
+
+def make_pools(store: Store, recipe: Recipe) -> Pools:
+    """Split the training rows into paired and unpaired images.
+
+    The text of `data.text_fraction` of the patients is kept: patients are ordered by a seeded hash, so a smaller
+    share is contained in a larger one.  A row without a patient is its own patient.
+
+    Raises:
+        UserError: a pool that the recipe draws from is empty.
+    """
+    rows = store.rows("train")
+    if len(rows) == 0:
+        raise UserError("--data: the store has no training rows; put `train` or nothing into the manifest's column split")
+    if recipe.data.pool == "all":
+        return Pools(np.empty(0, np.int64), rows, (0, 0))
+    has_text = store.has_text[rows]
+    if not has_text.any():
+        raise UserError(
+            "--data: no training row has a text, so there are no paired images; fill the manifest's column text, "
+            "or train on images alone with --config mae"
+        )
+    patients = np.asarray([patient or f"row {store.ids[row]}" for row, patient in zip(rows, store.patients[rows])], str)
+    known = np.unique(patients[has_text])
+    count = max(1, round(recipe.data.text_fraction * len(known)))
+    kept = known[randomness.order(known, recipe.seed)[:count]]
+    paired = has_text & np.isin(patients, kept)
+    pools = Pools(rows[paired], rows[~paired], (count, len(known)))
+    if recipe.data.pool == "paired":
+        return Pools(pools.paired, np.empty(0, np.int64), pools.patients_with_text)
+    if recipe.data.batch_unpaired > 0 and len(pools.unpaired) == 0:
+        raise UserError(
+            "--data: every training row has a text, so there are no unpaired images; add rows without text, keep the texts "
+            "of a share of the patients with --data.text_fraction 0.25, or train with --config maskedclip_paired"
+        )
+    return pools
+
+
+class StepSampler:
+    """The rows of a step: paired images first, then unpaired ones."""
+
+    def __init__(self, pools: Pools, recipe: Recipe) -> None:
+        self.batch_paired, self.batch_unpaired = recipe.batch_sizes
+        self._paired = EndlessShuffle(pools.paired, recipe.seed, _PAIRED)
+        self._unpaired = EndlessShuffle(pools.unpaired, recipe.seed, _UNPAIRED)
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Paired and unpaired rows that one of `world` ranks takes at a step, int64 (B_p / world,), (B_u / world,)."""
+        slices = []
+        for line, batch in ((self._paired, self.batch_paired), (self._unpaired, self.batch_unpaired)):
+            share = batch // world
+            slices.append(line.take(step * batch + rank * share, share))
+        return slices[0], slices[1]
+
+
+def check_ranks(recipe: Recipe, world: int) -> None:
+    """Refuse a batch that the ranks cannot share evenly.
+
+    Raises:
+        UserError: names the field and the nearest batch sizes that fit.
+    """
+    for name, batch in zip(("batch_paired", "batch_unpaired"), recipe.batch_sizes, strict=True):
+        if batch % world:
+            lower, upper = batch // world * world, (batch // world + 1) * world
+            raise UserError(f"data.{name}: {batch} does not divide over {world} ranks; give {lower or upper} or {upper}")

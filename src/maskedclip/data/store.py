@@ -1,0 +1,179 @@
+"""Open one store, or several as one: metadata in memory, image bytes memory-mapped and shared by all processes.
+
+Parquet is what others read; for random access each shard's images are copied once into an Arrow file (uncompressed,
+so a read is a page fault), in `STORE/.cache` or, where that cannot be written, in the user's cache folder.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from maskedclip.errors import UserError
+
+
+class Store:
+    """Rows of one or several stores in order; row numbers are positions in this order."""
+
+    def __init__(self, folders: Sequence[Path | str]) -> None:
+        self.folders = [Path(folder) for folder in folders]
+        tables = [_metadata(folder) for folder in self.folders]
+        self.table = pa.concat_tables(tables, promote_options="permissive")
+        self.curation = [json.loads((folder / "curation.json").read_text()) for folder in self.folders]
+        self._images: list[pa.Array] | None = None
+        self._starts: np.ndarray | None = None
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[list[Path]]]:
+        """Reopen in a spawned process instead of copying."""
+        return Store, (self.folders,)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with any row of any of the stores."""
+        return hashlib.sha256("".join(entry["fingerprint"] for entry in self.curation).encode()).hexdigest()[:16]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Sample ids, unique in each store."""
+        return self.table.column("id").to_pylist()
+
+    @cached_property
+    def texts(self) -> list[str | None]:
+        """The report of each row, None where there is none."""
+        return self.table.column("text").to_pylist()
+
+    def text(self, row: int) -> str | None:
+        """The report of one row."""
+        return self.table.column("text")[row].as_py()
+
+    @cached_property
+    def has_text(self) -> np.ndarray:
+        """Whether each row has a report, bool (n,)."""
+        return pc.is_valid(self.table.column("text")).to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def patients(self) -> np.ndarray:
+        """Patient of each row, "" where it is not known, object (n,)."""
+        return np.asarray(self.table.column("patient").fill_null("").to_pylist(), object)
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """`train`, `val`, `test` or "", str (n,)."""
+        return np.asarray(self.table.column("split").fill_null("").to_pylist(), str)
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Labels by name: float32 with NaN for unknown, or object with None for unknown, (n,)."""
+        found = {}
+        for name in self.table.column_names:
+            if name.startswith("label."):
+                column = self.table.column(name)
+                numeric = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+                values = column.to_pylist()
+                found[name.removeprefix("label.")] = (
+                    np.asarray([np.nan if value is None else value for value in values], np.float32)
+                    if numeric
+                    else np.asarray(values, object)
+                )
+        return found
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of a split, int64; rows without a split belong to `train`."""
+        wanted = self.splits == split
+        if split == "train":
+            wanted |= self.splits == ""
+        return np.flatnonzero(wanted)
+
+    def image_bytes(self, row: int) -> bytes | memoryview:
+        """The encoded image of one row, read through the memory map."""
+        if self._images is None:
+            self._images = [array for folder in self.folders for array in _image_arrays(folder)]
+            self._starts = np.cumsum([0, *(len(array) for array in self._images)])
+        assert self._starts is not None
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return memoryview(self._images[shard][row - int(self._starts[shard])].as_buffer())
+
+    @property
+    def crop(self) -> dict[str, Any]:
+        """How the first store's images were prepared: `crop`, `size`."""
+        settings = self.curation[0]["settings"]
+        return {"crop": settings["crop"], "size": settings["size"]}
+
+
+def open_store(folders: Path | str | Sequence[Path | str]) -> Store:
+    """Open a store, or several as one.
+
+    Raises:
+        UserError: a folder is missing, is no store, or lacks a part.
+    """
+    listed = [folders] if isinstance(folders, str | Path) else list(folders)
+    for folder in map(Path, listed):
+        if not folder.exists():
+            raise UserError(f"{folder}: no such store; make one with `maskedclip curate MANIFEST --out {folder}`")
+        if not folder.is_dir() or not any(folder.glob("shard-*.parquet")):
+            raise UserError(f"{folder}: not a store (no shard-*.parquet); `maskedclip curate MANIFEST --out STORE` makes one")
+        if not (folder / "curation.json").is_file():
+            raise UserError(f"{folder}: curation.json is missing, so the store is incomplete; curate it again")
+    try:
+        return Store(listed)
+    except (pa.ArrowInvalid, OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{listed[0]}: the store cannot be read ({str(error).splitlines()[0]}); curate it again") from None
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.parquet"))
+
+
+def _metadata(folder: Path) -> pa.Table:
+    """All columns but the pictures."""
+    tables = []
+    for shard in _shards(folder):
+        names = pq.read_schema(shard).names
+        light = [name for name in names if name != "image" and not name.startswith("mask.")]
+        tables.append(pq.read_table(shard, columns=light).replace_schema_metadata(None))
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _cache_folder(folder: Path) -> Path:
+    """A writable folder for Arrow copies, named by the store's fingerprint, so that a changed store gets a new one."""
+    fingerprint = json.loads((folder / "curation.json").read_text())["fingerprint"][:16]
+    inside = folder / ".cache" / fingerprint
+    if inside.is_dir() or os.access(folder, os.W_OK):
+        return inside
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "maskedclip" / fingerprint
+
+
+def _image_arrays(folder: Path) -> list[pa.Array]:
+    """Memory-mapped image bytes of each shard, written once."""
+    cache = _cache_folder(folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    arrays = []
+    for shard in _shards(folder):
+        path = cache / f"{shard.stem}.arrow"
+        if not path.is_file():
+            _write_arrow(shard, path)
+        with pa.memory_map(str(path)) as source:
+            arrays.append(pa.ipc.open_file(source).get_batch(0).column(0))
+    return arrays
+
+
+def _write_arrow(shard: Path, path: Path) -> None:
+    column = pq.read_table(shard, columns=["image"]).column("image").combine_chunks()
+    images = pc.struct_field(column, "bytes").cast(pa.large_binary())
+    batch = pa.record_batch([images], names=["bytes"])
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two ranks may write at once: the last rename wins, bits equal
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    partial.replace(path)

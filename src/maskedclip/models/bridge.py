@@ -1,0 +1,39 @@
+"""The bridge g: transformer blocks that lead from the masked to the CLIP feature space (MaskedCLIP, arXiv 2507.17239).
+
+The paper names the module; its depth and width are ours, fields of the recipe.
+"""
+
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+def transformer_blocks(width: int, depth: int, heads: int) -> nn.Sequential:
+    """Pre-norm blocks as timm's ViT has them, without dropout or stochastic depth."""
+    return nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+
+
+def initialise(module: nn.Module) -> None:
+    """Matrices from Xavier's uniform distribution and zero biases, as MAE (arXiv 2111.06377) has them."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+class Bridge(nn.Module):
+    """`depth` pre-norm blocks of the encoder's width and a final LayerNorm, without positions of its own.
+
+    Depth 0 is no bridge: the masked and the CLIP space are one.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.depth = depth
+        self.blocks = transformer_blocks(width, depth, heads)
+        self.norm = nn.LayerNorm(width, eps=1e-6) if depth else nn.Identity()
+        initialise(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Lead tokens (B, C + L, D) of the masked space to the CLIP space, (B, C + L, D)."""
+        return self.norm(self.blocks(tokens))

@@ -1,0 +1,47 @@
+"""The decoders h_x and h_z: from the tokens of visible patches to a prediction for every patch.
+
+B images, L patches, K visible ones, C class tokens (1 or 0), D the encoder's width, W the decoder's own.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from maskedclip.models.bridge import initialise, transformer_blocks
+from maskedclip.models.vit import sincos_positions
+
+
+class Decoder(nn.Module):
+    """Projection, mask token, fixed positions, blocks, LayerNorm, Linear: the decoder of MAE (arXiv 2111.06377)."""
+
+    def __init__(
+        self, *, encoder_width: int, class_tokens: int, grid: tuple[int, int], width: int, depth: int, heads: int, out: int
+    ) -> None:
+        super().__init__()
+        self.class_tokens = class_tokens
+        self.embed = nn.Linear(encoder_width, width)
+        self.blocks = transformer_blocks(width, depth, heads)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, out)
+        initialise(self)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.positions = nn.Buffer(sincos_positions(grid, width), persistent=False)  # (1, L, W)
+
+    def forward(self, tokens: Tensor, restore: Tensor) -> Tensor:
+        """Predict something of every patch.
+
+        Args:
+            tokens: of the visible patches, after the class token if any, (B, C + K, D).
+            restore: place of each patch in the order (visible, hidden), int64 (B, L).
+
+        Returns: (B, L, out) in image order.
+        """
+        embedded = self.embed(tokens)
+        front, visible = embedded[:, : self.class_tokens], embedded[:, self.class_tokens :]
+        batch, length = restore.shape
+        hidden = self.mask_token.to(visible.dtype).expand(batch, length - visible.shape[1], -1)
+        shuffled = torch.cat([visible, hidden], dim=1)  # (B, L, W), visible first
+        patches = shuffled.gather(1, restore[:, :, None].expand(-1, -1, shuffled.shape[-1]))
+        patches = patches + self.positions.to(patches.dtype)
+        decoded = self.norm(self.blocks(torch.cat([front, patches], dim=1)))
+        return self.head(decoded[:, self.class_tokens :])

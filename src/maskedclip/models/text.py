@@ -1,0 +1,185 @@
+"""The text encoder t: a BERT, mean over real tokens, projection, unit length.
+
+B texts, T tokens, W the BERT's width, E the width of the space shared with images.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskedclip.errors import UserError
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's processes are the parallelism
+
+from tokenizers import Tokenizer  # noqa: E402  (reads the variable above)
+from tokenizers.models import WordPiece  # noqa: E402
+from tokenizers.normalizers import BertNormalizer  # noqa: E402
+from tokenizers.pre_tokenizers import BertPreTokenizer  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
+from tokenizers.trainers import WordPieceTrainer  # noqa: E402
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Train a WordPiece vocabulary, as BERT's (lower case), on texts; deterministic."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
+
+
+class TextTokenizer:
+    """Texts -> token ids and the mask of real tokens, always `length` wide (static shapes)."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        padding = next((t for t in ("[PAD]", "<pad>", "<|endoftext|>") if tokenizer.token_to_id(t) is not None), None)
+        if padding is None:
+            raise UserError("model.text_encoder: its tokenizer has no padding token; take a BERT-type model")
+        self._padding: dict[str, Any] = {"pad_id": tokenizer.token_to_id(padding), "pad_token": padding}
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, **self._padding)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a loader process as JSON."""
+        return _tokenizer_from_json, (self.tokenizer.to_str(), self.length)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encode B texts: ids int64 (B, T) and real-token mask int64 (B, T)."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([entry.ids for entry in encoded], dtype=torch.int64).reshape(len(texts), self.length)
+        mask = torch.tensor([entry.attention_mask for entry in encoded], dtype=torch.int64).reshape(len(texts), self.length)
+        return ids, mask
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before any cut."""
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        counts = [len(entry.ids) for entry in self.tokenizer.encode_batch(list(texts))]
+        self.tokenizer.enable_truncation(self.length)
+        self.tokenizer.enable_padding(length=self.length, **self._padding)
+        return counts
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _tokenizer_from_json(text: str, length: int) -> TextTokenizer:
+    return TextTokenizer(Tokenizer.from_str(text), length)
+
+
+def load_tokenizer(folder: Path, length: int) -> TextTokenizer:
+    """The tokenizer that `TextTokenizer.save` wrote."""
+    return TextTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), length)
+
+
+class TextEncoder(nn.Module):
+    """BERT, mean over real tokens, Linear to E without bias, unit length (pooling as FLAIR, arXiv 2308.07898)."""
+
+    def __init__(self, bert: nn.Module, embed_dim: int) -> None:
+        super().__init__()
+        self.bert = bert
+        self.config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))  # type: ignore[union-attr]
+        self.projection = nn.Linear(self.config["hidden_size"], embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=self.config["hidden_size"] ** -0.5)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embed texts.
+
+        Args:
+            ids: token ids, int64 (B, T).
+            mask: 1 at real tokens, 0 at padding, (B, T).
+
+        Returns: unit length, float32 (B, E).
+        """
+        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, W)
+        weight = mask[:, :, None].to(hidden.dtype)
+        pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+        return functional.normalize(self.projection(pooled).float(), dim=-1)
+
+
+def bert_from_config(config: dict[str, Any]) -> nn.Module:
+    """An untrained model of a saved configuration; no weights and no code are fetched."""
+    from transformers import AutoConfig, AutoModel
+
+    kind = dict(config)
+    model = AutoModel.from_config(AutoConfig.for_model(kind.pop("model_type"), **kind), attn_implementation="sdpa")
+    return _without_idle_parts(model)
+
+
+def _without_idle_parts(bert: nn.Module) -> nn.Module:
+    """Drop the pooler, whose output nobody reads, and all dropout: one text has one embedding, in training too."""
+    if getattr(bert, "pooler", None) is not None:
+        bert.pooler = None  # type: ignore[assignment]
+    for module in bert.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return bert
+
+
+def small_bert_config(*, vocabulary: int, width: int, depth: int, heads: int, positions: int) -> dict[str, Any]:
+    """Configuration of the small text encoder that is trained from scratch, without dropout."""
+    return {
+        "model_type": "bert",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": positions,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pad_token_id": 0,
+    }
+
+
+def pretrained_bert(name: str) -> tuple[nn.Module, Tokenizer]:
+    """A BERT-type model and its tokenizer, from a local folder or by its name on the model hub, without dropout.
+
+    Raises:
+        UserError: the folder lacks a part, holds weights only as a pickle, or the name cannot be fetched.
+    """
+    import transformers
+
+    local = Path(name).is_dir()
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not local:
+        raise UserError(f"model.text_encoder: {name}: no such folder; give a folder with config.json and model.safetensors")
+    if local and not (Path(name) / "config.json").is_file():
+        raise UserError(f"model.text_encoder: {name} has no config.json; give the folder of a transformers model")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        # a hub's older weights may exist as a pickle alone, which torch then reads without running code (weights_only)
+        bert = transformers.AutoModel.from_pretrained(
+            name,
+            trust_remote_code=False,
+            use_safetensors=True if local else None,
+            attn_implementation="sdpa",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+        backend = tokenizer.backend_tokenizer
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:240]
+        mend = (
+            "the folder needs config.json, model.safetensors and the tokenizer's files"
+            if local
+            else "give a local folder with config.json, model.safetensors and the tokenizer's files, or `small`"
+        )
+        raise UserError(f"model.text_encoder: {name} cannot be loaded ({line}); {mend}") from None
+    if not hasattr(bert.config, "hidden_size"):
+        raise UserError(f"model.text_encoder: {name} is no BERT-type encoder; give one, or `small`")
+    return _without_idle_parts(bert.float()), backend

@@ -1,0 +1,101 @@
+"""What objectives read: a batch on the device, and the views of it that a step computes once and all terms share.
+
+B_p paired and B_u unpaired images, B in all (this rank's), L patches, K visible, C class tokens, D width, E shared width.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.objectives.masking import Mask, MaskContext, Masker, mask_from_scores
+
+if TYPE_CHECKING:
+    from maskedclip.objectives.distillation import MovingAverageTeacher
+
+Losses = dict[str, Tensor]
+"""Scalars to be weighted and summed."""
+Report = dict[str, Tensor]
+"""Scalars to be watched, without gradient."""
+
+
+@dataclass
+class Batch:
+    """One step's samples of one rank, paired images first.
+
+    image: uint8, (B, 3, S, S); normalised on the device, in float32, since half precision would round the pixel target.
+    keys: of the samples at this step, int64 (B,).  num_paired: B_p.
+    text_ids, text_mask: int64 (B_p, T).  text_key: equal where the normalised texts are equal, int64 (B_p,).
+    """
+
+    image: Tensor
+    keys: Tensor
+    num_paired: int
+    text_ids: Tensor | None = None
+    text_mask: Tensor | None = None
+    text_key: Tensor | None = None
+
+
+@dataclass
+class Views:
+    """Forward passes of a step, each computed at most once, when a term first asks for it."""
+
+    model: MaskedCLIP
+    batch: Batch
+    image: Tensor
+    """Normalised float32 images, (B, 3, S, S)."""
+    masker: Masker
+    mask_ratio: float
+    progress: float
+    teacher: "MovingAverageTeacher | None" = None
+
+    @cached_property
+    def mask(self) -> Mask:
+        """The step's mask."""
+        context = MaskContext(self.batch.keys, self.model.encoder.num_patches, self.progress)
+        return mask_from_scores(self.masker.score(context), self.mask_ratio)
+
+    @cached_property
+    def masked_tokens(self) -> Tensor:
+        """v = f(x, keep): the masked space, (B, C + K, D)."""
+        return self.model.encoder(self.image, self.mask.keep)
+
+    @cached_property
+    def paired_tokens(self) -> Tensor:
+        """c_paired = g(f(x_paired)): the CLIP space, with gradient, (B_p, C + L, D)."""
+        return self.model.bridge(self.model.encoder(self.image[: self.batch.num_paired]))
+
+    @cached_property
+    def paired_embedding(self) -> Tensor:
+        """Projected paired images, unit length, (B_p, E)."""
+        return self.model.project(self.paired_tokens)
+
+    @cached_property
+    def text_embedding(self) -> Tensor:
+        """Texts of the paired images, unit length, (B_p, E)."""
+        assert self.batch.text_ids is not None and self.batch.text_mask is not None
+        return self.model.embed_text(self.batch.text_ids, self.batch.text_mask)
+
+    @cached_property
+    def target_patches(self) -> Tensor:
+        """z: patches of all images in the CLIP space, without gradient, (B, L, D)."""
+        encoder, image, paired = self.model.encoder, self.image, self.batch.num_paired
+        if self.teacher is not None:
+            return self.teacher.patches(image)
+        targets = [encoder.patches(self.paired_tokens).detach()]
+        if len(image) > paired:
+            # After the passes with gradient: autocast caches its bf16 weights, and a copy made here has no gradient.
+            _ = self.masked_tokens
+            with torch.no_grad():
+                targets.append(encoder.patches(self.model.bridge(encoder(image[paired:]))))
+        return torch.cat(targets)
+
+    @property
+    def target_projection(self) -> Tensor:
+        """Weight (E, D) of the projection that belongs to `target_patches`."""
+        owner = self.model if self.teacher is None else self.teacher
+        assert owner.image_projection is not None
+        return owner.image_projection.weight

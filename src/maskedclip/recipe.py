@@ -1,0 +1,381 @@
+"""The recipe: one typed tree behind every YAML file, every command-line flag and every run directory.
+
+The defaults are the full recipe of SPEC.md (ViT-B/16 at 224 px).  Values that are no statement of the paper
+(arXiv 2507.17239) are ours or a relative's, as the field says.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from maskedclip.errors import UserError
+
+SHIPPED = Path(__file__).parent / "recipes"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """What a step reads."""
+
+    size: int = 224
+    """Side of the square input, pixels."""
+    batch_paired: int = 128
+    """Images with text a step, all ranks together."""
+    batch_unpaired: int = 128
+    """Images without text a step, all ranks together."""
+    pool: Literal["paired_and_unpaired", "paired", "all"] = "paired_and_unpaired"
+    """Which images a step draws: both kinds; only those with text; or `all` of them, their texts unread."""
+    text_fraction: float = 1.0
+    """Share of the patients with text whose text is kept (seeded, nested); the others' images become unpaired."""
+    sentences: Literal["all", "some", "one"] = "all"
+    """What of a report a step reads: all of it, a random subset of its sentences, or one sentence."""
+    context_length: int = 256
+    """Tokens a text may have; the share of texts that are cut is printed."""
+    crop_scale_paired: tuple[float, float] = (0.2, 1.0)
+    """Area range of the random resized crop of images with text; a small crop can lose the named lesion."""
+    crop_scale_unpaired: tuple[float, float] = (0.2, 1.0)
+    """Area range of the random resized crop of images without text."""
+    horizontal_flip: bool = True
+    """Mirror half of the images."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the channels, in [0, 1], subtracted before the encoder."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of the channels, in [0, 1]."""
+    workers: int = 4
+    """Loader processes of each rank; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictions, naming the mend."""
+        _require(self.size >= 16, f"data.size: {self.size} px is too small; give 16 or more")
+        _require(
+            self.pool == "all" or self.batch_paired > 0,
+            "data.batch_paired: 0, but the image-text loss keeps the features from collapsing; give 1 or more, "
+            "or use --config mae to train without texts",
+        )
+        _require(self.batch_paired >= 0, f"data.batch_paired: {self.batch_paired} is negative; give 1 or more")
+        _require(self.batch_unpaired >= 0, f"data.batch_unpaired: {self.batch_unpaired} is negative; give 0 or more")
+        _require(
+            self.batch_paired + self.batch_unpaired > 0,
+            "data.batch_paired and data.batch_unpaired: both are 0; give at least one image a step",
+        )
+        _require(
+            0 < self.text_fraction <= 1, f"data.text_fraction: {self.text_fraction} is outside (0, 1]; 0.25 keeps 25 %"
+        )
+        _require(self.context_length >= 4, "data.context_length: too short; give 4 tokens or more")
+        _require(self.workers >= 0, f"data.workers: {self.workers} is negative; give 0 or more")
+        for name in ("crop_scale_paired", "crop_scale_unpaired"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high <= 1, f"data.{name}: ({low}, {high}) must hold 0 < low <= high <= 1")
+        _require(all(value > 0 for value in self.std), "data.std: every value must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """The five modules."""
+
+    image_encoder: str = "vit_base_patch16_224"
+    """Any timm vision transformer, by its timm name."""
+    image_encoder_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of timm's constructor that change a fresh encoder, e.g. {patch_size: 8, depth: 6}."""
+    image_weights: str | None = None
+    """A local .safetensors file, `pretrained` (fetched by timm's name), or null for a fresh encoder."""
+    bridge: bool = True
+    """Whether a bridge leads from the masked to the CLIP space; false makes them one space."""
+    bridge_depth: int = 4
+    """Transformer blocks of the bridge; 0 is no bridge."""
+    bridge_heads: int | None = None
+    """Attention heads of the bridge; null takes the encoder's."""
+    text_encoder: str = "small"
+    """`small` (trained from scratch, vocabulary from the store's texts), a local folder of a BERT, or its name."""
+    small_text_width: int = 256
+    """Width of the small text encoder."""
+    small_text_depth: int = 4
+    """Blocks of the small text encoder."""
+    small_text_heads: int = 4
+    """Attention heads of the small text encoder."""
+    small_text_vocabulary: int = 8192
+    """Most word pieces in the vocabulary that is trained on the store's texts."""
+    embed_dim: int = 512
+    """Width E of the space that images and texts share."""
+    image_decoder_width: int = 384
+    """Width of the decoder that paints hidden patches."""
+    image_decoder_depth: int = 4
+    """Its blocks."""
+    image_decoder_heads: int = 6
+    """Its attention heads."""
+    feature_decoder_width: int = 384
+    """Width of the decoder that predicts CLIP-space features of hidden patches."""
+    feature_decoder_depth: int = 2
+    """Its blocks."""
+    feature_decoder_heads: int = 6
+    """Its attention heads."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictions, naming the mend."""
+        _require(self.bridge_depth >= 0, f"model.bridge_depth: {self.bridge_depth} is negative; 0 is no bridge")
+        for prefix in ("small_text", "image_decoder", "feature_decoder"):
+            width, heads = getattr(self, f"{prefix}_width"), getattr(self, f"{prefix}_heads")
+            _require(heads > 0 and width % heads == 0, f"model.{prefix}_width: {width} must be a multiple of {heads} heads")
+            if "decoder" in prefix:
+                _require(width % 4 == 0, f"model.{prefix}_width: {width} must be a multiple of 4 (sin-cos positions)")
+        _require(self.embed_dim > 0, "model.embed_dim: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRecipe:
+    """What is learnt, and how the losses are weighted.  A weight of 0 leaves out the loss and its modules."""
+
+    mask_ratio: float = 0.75
+    """Share of the patches hidden in the masked pass; exactly round((1 - ratio) L) stay visible."""
+    clip_weight: float = 1.0
+    """Weight of the image-text loss."""
+    soft_targets: bool = True
+    """Pairs with equal texts are positives of each other; false is plain InfoNCE."""
+    temperature: float = 0.07
+    """Initial temperature 1 / exp(s) of the image-text loss, learnt."""
+    max_logit_scale: float = 100.0
+    """Upper clamp of exp(s)."""
+    mim_weight: float = 1.0
+    """Weight of the masked image modelling loss."""
+    normalise_pixels: bool = True
+    """Target of masked image modelling: pixels normalised within each patch."""
+    mkd_weight: float = 1.0
+    """Weight of masked knowledge distillation after its ramp.  Fragile: sweep 0, 0.1, 0.5, 1, 2."""
+    mkd_ramp: float | None = None
+    """Share of the steps over which the distillation weight grows from 0; null takes training.warmup."""
+    mkd_loss: Literal["cosine", "smooth_l1", "mse", "prototype_kl"] = "cosine"
+    """Form of the distillation loss."""
+    mkd_patches: Literal["masked", "all"] = "masked"
+    """Patches that the distillation loss is taken over."""
+    mkd_target: Literal["bridge", "projected"] = "bridge"
+    """Target before (width D) or after (width E, unit length) the image projection."""
+    mkd_teacher: Literal["online", "ema"] = "online"
+    """Target from the trained encoder and bridge, or from their moving average."""
+    ema_decay: float = 0.999
+    """Decay of the moving average teacher, a step."""
+    prototype_temperatures: tuple[float, float] = (0.04, 0.1)
+    """Teacher's and student's temperature over text prototypes, for prototype_kl."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictions, naming the mend."""
+        _require(0 <= self.mask_ratio < 1, f"objective.mask_ratio: {self.mask_ratio} is outside [0, 1); the default is 0.75")
+        for name in ("clip_weight", "mim_weight", "mkd_weight"):
+            _require(getattr(self, name) >= 0, f"objective.{name}: {getattr(self, name)} is negative; 0 leaves it out")
+        _require(
+            self.clip_weight + self.mim_weight > 0,
+            "objective: clip_weight and mim_weight are both 0, so nothing is learnt; raise one",
+        )
+        _require(
+            self.mkd_weight == 0 or self.clip_weight > 0,
+            "objective.mkd_weight: the distilled features come from the CLIP space; raise objective.clip_weight or set 0",
+        )
+        _require(
+            self.mask_ratio > 0 or self.mim_weight + self.mkd_weight == 0 or self.mkd_patches == "all",
+            "objective.mask_ratio: 0 hides no patch, so masked losses have no patch to learn from; give 0.75",
+        )
+        _require(self.temperature > 0, "objective.temperature: give a value above 0, e.g. 0.07")
+        _require(self.max_logit_scale > 0, "objective.max_logit_scale: give a value above 0, e.g. 100")
+        _require(0 <= self.ema_decay < 1, f"objective.ema_decay: {self.ema_decay} is outside [0, 1); e.g. 0.999")
+        _require(min(self.prototype_temperatures) > 0, "objective.prototype_temperatures: both must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """How it is learnt."""
+
+    steps: int = 50_000
+    """Optimizer steps; 0 writes the untrained model."""
+    lr: float = 1.5e-4
+    """Base learning rate, for a batch of 256; the effective rate is lr x batch / 256 and is printed."""
+    scale_lr: bool = True
+    """Scale the learning rate by batch / 256; false takes `lr` as it is."""
+    text_lr_factor: float = 0.2
+    """Learning rate of the text encoder, relative to the others."""
+    image_lr_factor: float = 1.0
+    """Learning rate of the image encoder, relative to the others."""
+    warmup: float = 0.2
+    """Share of the steps with linear warm-up; then cosine to 0."""
+    weight_decay: float = 0.05
+    """AdamW's decay of matrices (none on biases, norms, tokens, positions, temperature)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 is no clipping."""
+    precision: Literal["bf16-mixed", "32-true", "16-mixed"] = "bf16-mixed"
+    """Autocast of the modules; losses, norms and optimizer state stay in float32."""
+    accelerator: str = "auto"
+    """auto, cpu, cuda, mps."""
+    strategy: str = "auto"
+    """Lightning Fabric's strategy: auto, ddp, ..."""
+    devices: int | str = "auto"
+    """Processes on each machine, or auto."""
+    num_nodes: int = 1
+    """Machines."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    validate_every: int = 500
+    """Steps between online probes on the validation split; 0 is never."""
+    validate_rows: int = 1024
+    """Most rows of the training and of the validation split that an online probe reads."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    tensorboard: bool = True
+    """Write RUN/tensorboard beside metrics.jsonl."""
+    max_minutes: float = 0.0
+    """Stop, save and write the model after so many minutes of training; 0 is no limit."""
+    max_bad_steps: int = 10
+    """Steps with a non-finite loss or gradient, skipped and counted, before the run is ended."""
+    first_stage: str | None = None
+    """A shipped method that trains the image encoder first, in RUN/first_stage (clip_mae_init: mae)."""
+    first_stage_share: float = 0.5
+    """Share of `steps` that the first stage takes."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictions, naming the mend."""
+        for name in ("steps", "validate_every", "max_bad_steps"):
+            _require(getattr(self, name) >= 0, f"training.{name}: {getattr(self, name)} is negative; give 0 or more")
+        for name in ("log_every", "validate_rows", "checkpoint_every", "keep_checkpoints", "num_nodes"):
+            _require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)} is too small; give 1 or more")
+        _require(self.lr > 0, f"training.lr: {self.lr}; give a value above 0")
+        _require(0 <= self.warmup < 1, f"training.warmup: {self.warmup} is a share of the steps in [0, 1)")
+        _require(self.clip_norm >= 0, "training.clip_norm: give 0 (none) or more")
+        _require(self.max_minutes >= 0, "training.max_minutes: give 0 (no limit) or more")
+        _require(0 < self.first_stage_share < 1, "training.first_stage_share: give a share in (0, 1)")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas), f"training.betas: {self.betas}; both must be in [0, 1)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A seed and four sections; all that decides what a run does."""
+
+    seed: int = 0
+    """Decides the initial weights and, with step and sample, all that a step sees."""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+
+    def __post_init__(self) -> None:
+        """Reject contradictions between sections, naming the mend."""
+        _require(
+            0 <= self.seed < 2**62, f"seed: {self.seed} is outside 0 .. 2^62 - 1"
+        )
+        _require(
+            self.data.pool != "all" or self.objective.clip_weight == 0,
+            "data.pool: `all` reads no texts, which objective.clip_weight needs; set it to 0 or use paired_and_unpaired",
+        )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the recipe trains on texts."""
+        return self.objective.clip_weight > 0
+
+    @property
+    def masks(self) -> bool:
+        """Whether the recipe has a masked pass."""
+        return self.objective.mim_weight > 0 or self.objective.mkd_weight > 0
+
+    @property
+    def batch_sizes(self) -> tuple[int, int]:
+        """Paired and unpaired images a step, all ranks together."""
+        if self.data.pool == "paired":
+            return self.data.batch_paired, 0
+        if self.data.pool == "all":
+            return 0, self.data.batch_paired + self.data.batch_unpaired
+        return self.data.batch_paired, self.data.batch_unpaired
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested dictionaries, lists and numbers."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def replace(self, **sections: Mapping[str, Any]) -> "Recipe":
+        """Return a recipe with some fields changed: `replace(training={"steps": 10})`."""
+        return dataclasses.replace(
+            self, **{name: dataclasses.replace(getattr(self, name), **dict(values)) for name, values in sections.items()}
+        )
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe, given its path or the name of a shipped one.
+
+    Raises:
+        UserError: no such file, no such name.
+    """
+    if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
+        _require(Path(name).is_file(), f"--config {name}: no such file; shipped recipes: {', '.join(shipped_recipes())}")
+        return Path(name)
+    path = SHIPPED / f"{name}.yaml"
+    _require(path.is_file(), f"--config {name}: no such recipe; shipped: {', '.join(shipped_recipes())}, or give a file")
+    return path
+
+
+def recipe_parser(prog: str = "maskedclip pretrain") -> Any:
+    """A jsonargparse parser whose options are the recipe's fields."""
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False, default_meta=False)
+    parser.add_argument("--config", action="config", help="recipe file or shipped name; several may be stacked")
+    parser.add_class_arguments(Recipe, as_group=True)
+    return parser
+
+
+def load_recipe(configs: Sequence[str] = (), overrides: Sequence[str] = ()) -> Recipe:
+    """Stack recipes in their order, then command-line overrides such as `["--data.size", "112"]`.
+
+    Raises:
+        UserError: unknown file, unknown key, a value of the wrong type, a contradiction.
+    """
+    import jsonargparse
+
+    parser = recipe_parser()
+    arguments = [argument for name in configs for argument in ("--config", str(recipe_path(name)))]
+    try:
+        parsed = parser.parse_args([*arguments, *overrides], _skip_validation=False)
+    except (jsonargparse.ArgumentError, SystemExit) as error:
+        raise UserError(_one_line(error)) from None
+    values = parsed.as_dict()
+    values.pop("config", None)
+    return recipe_from_dict(values)
+
+
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """The typed recipe of plain dictionaries, as a run's recipe.yaml holds them.
+
+    Raises:
+        UserError: unknown key or contradiction.
+    """
+    sections: dict[str, Any] = {}
+    for name, kind in (("data", DataRecipe), ("model", ModelRecipe), ("objective", ObjectiveRecipe), ("training", TrainingRecipe)):
+        given = dict(values.get(name, {}))
+        known = {entry.name: entry for entry in dataclasses.fields(kind)}
+        unknown = sorted(set(given) - set(known))
+        _require(not unknown, f"{name}.{', '.join(unknown)}: no such field; known: {', '.join(known)}")
+        sections[name] = kind(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        )
+    return Recipe(seed=int(values.get("seed", 0)), **sections)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:600] or "the recipe cannot be read"

@@ -1,0 +1,106 @@
+"""Is it learning?  Online probes on the validation split, and signs of collapse (P26)."""
+
+import numpy as np
+import torch
+
+from maskedclip.data.images import image_batches
+from maskedclip.data.store import Store
+from maskedclip.data.transforms import decode, resize
+from maskedclip.evaluation.knn import nearest_neighbours
+from maskedclip.evaluation.probe import linear_probe
+from maskedclip.evaluation.selection import ranking_quality
+from maskedclip.evaluation.tasks import Prediction, Task, read_tasks
+from maskedclip.models.features import BATCH, stack_features, to_input
+from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.models.saving import Preprocessing
+from maskedclip.objectives.distillation import spread
+from maskedclip.recipe import Recipe
+
+_PROBE_C = 0.01
+_STREAM = 4
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """exp of the entropy of the normalised singular values (RankMe, arXiv 2210.02885): 1 .. min(N, D).
+
+    Args:
+        features: (N, D).
+    """
+    values = np.linalg.svd(features.astype(np.float64) - features.mean(axis=0), compute_uv=False)
+    share = values / max(values.sum(), 1e-12) + 1e-12
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+class Monitor:
+    """Scores the encoder on rows that are fixed for a run: some of the training split, some of the validation split."""
+
+    def __init__(self, store: Store, recipe: Recipe, preprocessing: Preprocessing) -> None:
+        self.store, self.preprocessing = store, preprocessing
+        limit = recipe.training.validate_rows
+        random = np.random.Generator(np.random.Philox(key=np.asarray([recipe.seed, _STREAM], np.uint64)))
+        self.tasks: dict[str, Task] = {}
+        self.validation = _some(store.rows("val"), limit, random)
+        tasks = read_tasks(store.labels)[0]
+        labelled = np.any([task.known for task in tasks.values()], axis=0) if tasks else np.zeros(len(store), bool)
+        train = store.rows("train")
+        self.train = _some(train[labelled[train]], limit, random)
+        if len(self.validation) and len(self.train):
+            self.rows = np.concatenate([self.train, self.validation])
+            self.splits = np.asarray(["train"] * len(self.train) + ["test"] * len(self.validation))
+            self.tasks = {name: task.on(self.rows) for name, task in tasks.items()}
+        self.watched = self.validation if len(self.validation) else _some(train, min(limit, 256), random)
+
+    @torch.inference_mode()
+    def measure(self, model: MaskedCLIP) -> dict[str, float]:
+        """k-NN and probe AUROC of the encoder on the validation split, rank and spread of the distillation target.
+
+        The model must be in evaluation mode; computed in float32.
+        """
+        figures = self._spaces(model)
+        if self.tasks:
+            batches = image_batches(self.store, self.rows, size=self.preprocessing.size, batch=BATCH)
+            features = stack_features(model, batches, self.preprocessing)["encoder"]
+            patients = self.store.patients[self.rows]
+            neighbours = nearest_neighbours(features, self.tasks, self.splits, ks=(20,), default=20)
+            probed = linear_probe(features, self.tasks, self.splits, patients, grid=(_PROBE_C,))
+            figures |= {
+                "knn_auroc": self._macro(neighbours),
+                "probe_auroc": self._macro(probed),
+                "encoder_rank": effective_rank(features[self.splits == "test"]),
+            }
+        return {name: value for name, value in figures.items() if np.isfinite(value)}
+
+    def _macro(self, predictions: dict[str, Prediction | str]) -> float:
+        held_out = self.splits == "test"
+        qualities = [
+            ranking_quality(self.tasks[name].on(held_out), answer.scores)
+            for name, answer in predictions.items()
+            if not isinstance(answer, str)
+        ]
+        defined = [quality for quality in qualities if np.isfinite(quality)]
+        return float(np.mean(defined)) if defined else float("nan")
+
+    def _spaces(self, model: MaskedCLIP) -> dict[str, float]:
+        """Rank and spread of z on at most 64 images."""
+        device = next(model.parameters()).device
+        images = [
+            resize(decode(self.store.image_bytes(row)), self.preprocessing.size) for row in self.watched[:BATCH].tolist()
+        ]
+        image = torch.stack(images).to(device)
+        tokens = model.bridge(model.encoder(to_input(image, self.preprocessing)))
+        pooled = model.pool(tokens).cpu().numpy()
+        return {"target_spread": float(spread(model.encoder.patches(tokens))), "target_rank": effective_rank(pooled)}
+
+
+def collapse_message(figures: dict[str, float]) -> str | None:
+    """A warning when the distillation target has become (nearly) constant, else None."""
+    if figures.get("target_spread", 1.0) < 0.05 or figures.get("target_rank", 99.0) < 1.5:
+        return (
+            f"features have collapsed (spread {figures['target_spread']:.3f}, effective rank {figures['target_rank']:.1f}): "
+            "lower objective.mkd_weight or training.lr, and check that the clip loss falls"
+        )
+    return None
+
+
+def _some(rows: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
+    return rows if len(rows) <= limit else np.sort(random.permutation(rows)[:limit])

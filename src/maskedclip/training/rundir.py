@@ -1,0 +1,142 @@
+"""The run directory: a recipe, an environment, metrics, checkpoints and a model that explain themselves years later."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskedclip.data.store import Store
+from maskedclip.errors import UserError
+from maskedclip.recipe import Recipe, recipe_from_dict
+
+# Fields that say how fast or how often, not what is learnt: a resumed run may change them.
+_MAY_CHANGE = {
+    "data": {"workers"},
+    "training": {
+        "accelerator",
+        "strategy",
+        "devices",
+        "num_nodes",
+        "log_every",
+        "validate_every",
+        "validate_rows",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "max_minutes",
+        "max_bad_steps",
+        "tensorboard",
+    },
+}
+
+
+class RunDirectory:
+    """Paths of a run and the files that describe it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.metrics = path / "metrics.jsonl"
+        self.recipe_file = path / "recipe.yaml"
+        self.environment_file = path / "environment.json"
+
+    def is_used(self) -> bool:
+        """Whether there is anything in the folder."""
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    def read_recipe(self) -> Recipe:
+        """The recipe of a run.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        if not self.recipe_file.is_file():
+            raise UserError(f"{self.path}: no recipe.yaml, so this is no run; give the folder that `pretrain --out` wrote")
+        return recipe_from_dict(yaml.safe_load(self.recipe_file.read_text()))
+
+    def write_start(self, recipe: Recipe, store: Store, command: Sequence[str], extra: dict[str, Any]) -> None:
+        """Write recipe.yaml and environment.json, before the first step."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.recipe_file.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        environment = {
+            "command": shlex.join(command),
+            "seed": recipe.seed,
+            "data": {"stores": [str(folder.resolve()) for folder in store.folders], "fingerprint": store.fingerprint},
+            "code": _commit(),
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "versions": _versions(),
+        } | extra
+        self.environment_file.write_text(json.dumps(environment, indent=2) + "\n")
+
+    def environment(self) -> dict[str, Any]:
+        """What `write_start` wrote."""
+        return json.loads(self.environment_file.read_text())
+
+    def check_resumable(self, recipe: Recipe, store: Store) -> None:
+        """Refuse to go on with another recipe or other data.
+
+        Raises:
+            UserError: names what differs.
+        """
+        before, now = self.read_recipe().to_dict(), recipe.to_dict()
+        different = [] if before["seed"] == now["seed"] else [f"seed ({before['seed']} -> {now['seed']})"]
+        for section in ("data", "model", "objective", "training"):
+            for name, value in before[section].items():
+                if now[section][name] != value and name not in _MAY_CHANGE.get(section, ()):
+                    different.append(f"{section}.{name} ({value} -> {now[section][name]})")
+        if different:
+            raise UserError(
+                f"{self.path}: the run began with another recipe: {'; '.join(different)}; "
+                "resume without these changes, or choose another --out"
+            )
+        began = self.environment()["data"]["fingerprint"]
+        if began != store.fingerprint:
+            raise UserError(
+                f"--data: the store has changed since {self.path} began (fingerprint {began} -> {store.fingerprint}); "
+                "give the store of then, or choose another --out"
+            )
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop what a killed run logged after its last checkpoint, so that each step has one line."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the half line of a killed run
+            if entry["step"] <= step:
+                kept.append(line)
+        self.metrics.write_text("".join(line + "\n" for line in kept))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All logged lines."""
+        if not self.metrics.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def _versions() -> dict[str, str]:
+    names = ("maskedclip", "torch", "torchvision", "timm", "transformers", "lightning-fabric", "numpy", "pyarrow")
+    return {name: metadata.version(name) for name in names}
+
+
+def _commit() -> str | None:
+    """The commit of a checkout; None for an installed package."""
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
