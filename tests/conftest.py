@@ -1,6 +1,11 @@
 """Fixtures that all tests share."""
 
+import os
 from pathlib import Path
+
+# Tiny matrices gain nothing from threads, and several test processes with many threads each starve one another.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 import pytest
 

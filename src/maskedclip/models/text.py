@@ -28,14 +28,27 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Train a WordPiece vocabulary, as BERT's (lower case), on texts; deterministic."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS, show_progress=False)
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    """Train a WordPiece vocabulary, as BERT's (lower case), on texts; the same for the same set of texts."""
+    distinct = sorted(set(texts))
+    learner = _bert_tokenizer(WordPiece(unk_token="[UNK]"))
+    # The trainer numbers letters in the random order of a hash map and breaks ties by number; given as special tokens,
+    # the letters have fixed numbers.  The tokenizer is then built anew from the vocabulary, without these marks.
+    pieces = [word for text in distinct for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text))]
+    letters = sorted({letter for word in pieces for letter in word})
+    fixed = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
+    trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=fixed, show_progress=False)
+    learner.train_from_iterator(distinct, trainer)
+    tokenizer = _bert_tokenizer(WordPiece(learner.get_vocab(with_added_tokens=True), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
+
+
+def _bert_tokenizer(model: WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
     return tokenizer
 
 

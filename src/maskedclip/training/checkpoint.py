@@ -71,15 +71,27 @@ def load_checkpoint(
     complaints = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            state = json.loads((path / _STATE).read_text())
-            if _sha256(path / _TENSORS) != state["sha256"]:
-                raise ValueError("its checksum differs")
-            _restore(load_file(path / _TENSORS), objective, optimizer, groups)
-            return Progress(**state["progress"]), complaints
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            complaints.append(f"{path.name} is damaged ({line}); the one before it is used")
+            return restore(path, objective, optimizer, groups), complaints
+        except UserError as error:
+            complaints.append(f"{error}; the one before it is used")
     return None, complaints
+
+
+def restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]) -> Progress:
+    """Restore one checkpoint.
+
+    Raises:
+        UserError: a part is missing, or its checksum differs.
+    """
+    try:
+        state = json.loads((path / _STATE).read_text())
+        if _sha256(path / _TENSORS) != state["sha256"]:
+            raise ValueError("its checksum differs")
+        _restore(load_file(path / _TENSORS), objective, optimizer, groups)
+        return Progress(**state["progress"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path.name} is damaged ({line})") from None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

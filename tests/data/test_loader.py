@@ -1,0 +1,83 @@
+"""What a step sees depends on (seed, step, sample) alone: not on workers, ranks, or where a run began."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskedclip.data.loader import HostBatch, StepDataset, step_loader
+from maskedclip.data.sampler import make_pools
+from maskedclip.data.store import open_store
+from maskedclip.models.text import TextTokenizer, train_tokenizer
+from maskedclip.recipe import Recipe, load_recipe
+from tests.stores import SENTENCES, TINY, make_store
+
+
+def _dataset(folder: Path, recipe: Recipe, rank: int = 0, world: int = 1) -> StepDataset:
+    store = open_store(folder)
+    tokenizer = TextTokenizer(train_tokenizer(SENTENCES, 300), 16)
+    return StepDataset(store, make_pools(store, recipe), recipe, tokenizer, rank, world)
+
+
+def _recipe(workers: int = 0) -> Recipe:
+    return load_recipe(["tiny"], [*TINY, "--data.workers", str(workers)])
+
+
+def _same(a: HostBatch, b: HostBatch) -> bool:
+    return all(
+        torch.equal(value, vars(b)[name]) if isinstance(value, torch.Tensor) else value == vars(b)[name]
+        for name, value in vars(a).items()
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("loader") / "s")
+
+
+def test_step_loader__worker_count_changes_no_bit(folder: Path) -> None:
+    alone = list(step_loader(_dataset(folder, _recipe(0)), 0, 6))
+    helped = list(step_loader(_dataset(folder, _recipe(2)), 0, 6))
+    assert [batch.step for batch in helped] == list(range(6))
+    assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
+    assert not torch.equal(alone[0].image, alone[1].image)
+
+
+def test_step_loader__starting_later_is_the_same_step(folder: Path) -> None:
+    dataset = _dataset(folder, _recipe())
+    assert _same(next(step_loader(dataset, 4, 6)), dataset[4])
+
+
+def test_dataset__two_ranks_hold_one_rank_s_batch(folder: Path) -> None:
+    whole = _dataset(folder, _recipe())[3]
+    halves = [_dataset(folder, _recipe(), rank, 2)[3] for rank in range(2)]
+    paired = torch.cat([half.image[: half.num_paired] for half in halves])
+    unpaired = torch.cat([half.image[half.num_paired :] for half in halves])
+    assert torch.equal(torch.cat([paired, unpaired]), whole.image)
+    assert whole.text_ids is not None
+    ids = [half.text_ids for half in halves if half.text_ids is not None]
+    assert torch.equal(torch.cat(ids), whole.text_ids)
+
+
+def test_dataset__equal_texts_have_equal_keys(folder: Path) -> None:
+    dataset = _dataset(folder, load_recipe(["tiny"], [*TINY, "--data.sentences", "all"]))
+    batch = dataset[0]
+    assert batch.text_key is not None
+    texts = [dataset.store.text(row) for row in batch.rows[: batch.num_paired].tolist()]
+    for i, a in enumerate(texts):
+        for j, b in enumerate(texts):
+            assert (a == b) == bool(batch.text_key[i] == batch.text_key[j])
+
+
+def test_dataset__replaces_and_counts_what_cannot_be_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # P16, P25
+    dataset = _dataset(folder, _recipe())
+    good = dataset[0]
+    bad = int(good.rows[2])
+    read = dataset.store.image_bytes
+    monkeypatch.setattr(dataset.store, "image_bytes", lambda row: b"rubbish" if row == bad else read(row))
+    batch = dataset[0]
+    assert batch.substituted == 1
+    assert batch.image.shape == good.image.shape
+    assert torch.equal(batch.image[[0, 1, 3, 4]], good.image[[0, 1, 3, 4]])

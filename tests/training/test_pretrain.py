@@ -1,0 +1,241 @@
+"""A run: resumed = uninterrupted, bit by bit; two ranks = one; bad steps, full disks and wrong folders are survived."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maskedclip.errors import UserError
+from maskedclip.recipe import Recipe, load_recipe
+from maskedclip.training import pretrain as loop
+from maskedclip.training.checkpoint import list_checkpoints
+from maskedclip.training.pretrain import pretrain
+from maskedclip.training.rundir import RunDirectory
+from tests.stores import TINY, make_store
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("training") / "s")
+
+
+def _recipe(*overrides: str, method: str = "maskedclip") -> Recipe:
+    return load_recipe([method, "tiny"], [*TINY, *overrides])
+
+
+def _final(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(run / "checkpoints")[-1] / "state.safetensors")
+
+
+def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Die inside step `step`, as after a power cut: nothing of the run's own clean-up is relied upon."""
+    original = loop._Trainer._step
+
+    def fatal(self: loop._Trainer, at: int, host: object, window: object) -> None:
+        if at == step:
+            raise _Killed
+        original(self, at, host, window)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop._Trainer, "_step", fatal)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict]]:
+    runs = {}
+    for teacher in ("online", "ema"):
+        out = tmp_path_factory.mktemp("whole") / teacher
+        pretrain(_recipe("--objective.mkd_teacher", teacher), folder, out)
+        runs[teacher] = (out, _final(out))
+    return runs
+
+
+@pytest.mark.parametrize(("step", "teacher"), [(1, "online"), (3, "ema"), (5, "online")])
+def test_pretrain__resumed_equals_uninterrupted_bitwise(
+    folder: Path, tmp_path: Path, uninterrupted: dict, monkeypatch: pytest.MonkeyPatch, step: int, teacher: str
+) -> None:  # P2, P3
+    recipe = _recipe("--objective.mkd_teacher", teacher)
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        _killed_at(patch, step)
+        pretrain(recipe, folder, tmp_path / "run")
+    done = pretrain(recipe, folder, tmp_path / "run", resume=True)
+    assert done.complete
+    whole, final = uninterrupted[teacher]
+    assert _same(_final(tmp_path / "run"), final)
+    logged = [
+        {name: value for name, value in entry.items() if name not in {"images_per_second", "data_wait"}}
+        for run in (whole, tmp_path / "run")
+        for entry in RunDirectory(run).read_metrics()
+    ]
+    assert logged[: len(logged) // 2] == logged[len(logged) // 2 :]
+
+
+def test_pretrain__a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    folder: Path, tmp_path: Path, uninterrupted: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, final = uninterrupted["online"]
+    shutil.copytree(whole, tmp_path / "run")
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    content = bytearray((newest / "state.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "state.safetensors").write_bytes(content)
+    (newest.parent / ".partial-00000008").mkdir()
+    pretrain(_recipe(), folder, tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "step-00000006 is damaged" in said
+    assert "resumed at step 4" in said
+    assert _same(_final(tmp_path / "run"), final)
+    assert not list(newest.parent.glob(".partial-*"))
+
+
+def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
+    """Losses to 1e-5 and updated weights to 1e-5, over gloo on two processes."""
+    exact = ["--training.precision", "32-true", "--training.steps", "4"]
+    pretrain(_recipe(*exact), folder, tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731", "-m", "maskedclip"]
+    command += ["pretrain", "--config", "maskedclip", "--config", "tiny", "--data", str(folder), "--out", str(tmp_path / "two")]
+    command += [*TINY, *exact, "--training.devices", "2", "--training.accelerator", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = RunDirectory(tmp_path / "one").read_metrics(), RunDirectory(tmp_path / "two").read_metrics()
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        for name in ("clip", "mim", "mkd", "loss"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5)
+    alone, together = _final(tmp_path / "one"), _final(tmp_path / "two")
+    for name, value in alone.items():
+        if name.startswith("objective/"):
+            torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_pretrain__the_learning_rates_are_printed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # P27
+    pretrain(_recipe("--training.steps", "1", "--training.text_lr_factor", "0.2"), folder, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "image_encoder 1.56e-04, text_encoder 3.13e-05, others 1.56e-04" in said
+    assert "(0.004 x 10 / 256)" in said
+    assert "0.0% are cut" in said  # P18
+
+
+def test_pretrain__zero_steps_writes_the_untrained_model(folder: Path, tmp_path: Path) -> None:
+    from maskedclip.deployment.model import load
+
+    first = pretrain(_recipe("--training.steps", "0"), folder, tmp_path / "a")
+    assert (first.step, first.complete) == (0, True)
+    pretrain(_recipe("--training.steps", "0"), folder, tmp_path / "b")
+    assert load(tmp_path / "a").fingerprint == load(tmp_path / "b").fingerprint
+
+
+def test_pretrain__stops_at_its_time_and_goes_on(folder: Path, tmp_path: Path, uninterrupted: dict) -> None:
+    done = pretrain(_recipe("--training.max_minutes", "1e-6"), folder, tmp_path / "run")
+    assert (done.step, done.complete) == (1, False)
+    assert (tmp_path / "run" / "model" / "weights.safetensors").is_file()
+    assert pretrain(_recipe(), folder, tmp_path / "run", resume=True).complete
+    assert _same(_final(tmp_path / "run"), uninterrupted["online"][1])
+
+
+def test_pretrain__sequential_alternative_starts_from_the_first_stage(folder: Path, tmp_path: Path) -> None:
+    done = pretrain(_recipe("--training.image_lr_factor", "1e-30", method="clip_mae_init"), folder, tmp_path / "run")
+    assert (done.step, done.complete) == (3, True)
+    first, second = _final(tmp_path / "run" / "first_stage"), _final(tmp_path / "run")
+    name = "objective/model.encoder.vit.blocks.0.mlp.fc1.weight"
+    torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=0)
+    assert RunDirectory(tmp_path / "run" / "first_stage").read_recipe().data.pool == "all"
+
+
+def test_pretrain__skips_counts_captures_and_replays_bad_steps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # P1
+    from maskedclip.training.replay import replay
+
+    original = loop._Trainer._to_device
+
+    def poisoned(self: loop._Trainer, host: loop.HostBatch) -> loop.Batch:
+        batch = original(self, host)
+        if host.step == 2:
+            self.objective.mean.fill_(float("nan"))
+        else:
+            self.objective.mean.copy_(torch.tensor(self.recipe.data.mean))
+        return batch
+
+    monkeypatch.setattr(loop._Trainer, "_to_device", poisoned)
+    pretrain(_recipe(), folder, tmp_path / "run")
+    assert "step 2 skipped: not finite" in capsys.readouterr().err
+    assert RunDirectory(tmp_path / "run").read_metrics()[-1]["bad_steps"] == 1
+    assert all(torch.isfinite(value).all() for value in _final(tmp_path / "run").values() if value.is_floating_point())
+    capture = tmp_path / "run" / "bad_steps" / "step-00000002"
+    assert json.loads((capture / "batch.json").read_text())["values"]["mim"] == "nan"
+    figures = replay(capture)  # without the poison the same step is healthy
+    assert all(torch.isfinite(torch.tensor(value)) for value in figures.values())
+
+    monkeypatch.setattr(loop._Trainer, "_to_device", lambda self, host: _nan(self, original(self, host)))
+    with pytest.raises(UserError, match="3 steps were not finite"):
+        pretrain(_recipe("--training.max_bad_steps", "2"), folder, tmp_path / "doomed")
+
+
+def _nan(trainer: loop._Trainer, batch: loop.Batch) -> loop.Batch:
+    trainer.objective.mean.fill_(float("nan"))
+    return batch
+
+
+def test_pretrain__online_probes_are_logged(folder: Path, tmp_path: Path) -> None:  # P26
+    pretrain(_recipe("--training.validate_every", "3", "--training.tensorboard", "true"), folder, tmp_path / "run")
+    validation = [entry for entry in RunDirectory(tmp_path / "run").read_metrics() if entry["kind"] == "validation"]
+    assert [entry["step"] for entry in validation] == [0, 3, 6]
+    assert {"knn_auroc", "probe_auroc", "target_rank", "target_spread", "encoder_rank"} <= set(validation[0])
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_pretrain__refuses_what_would_lose_or_mix_runs(folder: Path, tmp_path: Path, uninterrupted: dict) -> None:
+    whole, _ = uninterrupted["online"]
+    with pytest.raises(UserError, match="exists and is not empty; go on with --resume true"):
+        pretrain(_recipe(), folder, whole)
+    with pytest.raises(UserError, match=r"another recipe: training\.lr \(0\.004 -> 0\.1\)"):
+        pretrain(_recipe("--training.lr", "0.1"), folder, whole, resume=True)
+    other = make_store(tmp_path / "other", seed=5)
+    with pytest.raises(UserError, match="the store has changed"):
+        pretrain(_recipe(), other, whole, resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("precious")
+    with pytest.raises(UserError, match="no run"):
+        pretrain(_recipe(), folder, tmp_path / "mine", resume=True)
+    assert (tmp_path / "mine" / "thesis.doc").read_text() == "precious"
+
+
+def test_pretrain__a_full_disk_is_one_line_and_loses_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict
+) -> None:
+    from maskedclip.training import checkpoint
+
+    calls = []
+
+    def full(tensors: dict, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    save = checkpoint.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(UserError, match="No space left on device.*--resume true"):
+            pretrain(_recipe(), folder, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    pretrain(_recipe(), folder, tmp_path / "run", resume=True)
+    assert _same(_final(tmp_path / "run"), uninterrupted["online"][1])
