@@ -1,0 +1,123 @@
+"""Linear probe: L2 logistic regression on frozen, standardised features.  n rows, D width, K classes, G values of C.
+
+Protocol (P32): features are standardised with the mean and deviation of the training rows; C comes from a
+logarithmic grid and is chosen by AUROC on the validation rows (without any: by five folds of the training patients),
+one C for all binary labels and one for each label of several classes; the model is fitted on the training rows alone,
+and the test rows are only ever predicted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskedclip.evaluation.logistic import logistic_path, probabilities
+from maskedclip.evaluation.selection import choose, class_shares, decide, obstacle, patient_folds
+from maskedclip.evaluation.tasks import Prediction, Task
+
+# C weighs the summed loss, as in scikit-learn: small values are strong regularisation.
+GRID = tuple(float(10.0**power) for power in range(-5, 2))
+
+
+def linear_probe(
+    features: NDArray,
+    tasks: Mapping[str, Task],
+    splits: NDArray,
+    patients: NDArray[np.object_],
+    *,
+    grid: Sequence[float] = GRID,
+    seed: int = 0,
+) -> dict[str, Prediction | str]:
+    """Predictions on the test rows, in their order, for each task; a sentence where a task cannot be learnt.
+
+    features (n, D); splits (n,) of "train", "val", "test"; patients (n,); tasks describe the same n rows.  Scores
+    are probabilities.  `chosen` is the task's C.
+    """
+    train = splits == "train"
+    answers: dict[str, Prediction | str] = {name: obstacle(task, train) for name, task in tasks.items()}
+    able = [task for name, task in tasks.items() if not answers[name]]
+    if not able:
+        return answers
+    x, grid = standardise(features, train), tuple(sorted(grid))
+    validation, test = np.flatnonzero(splits == "val"), np.flatnonzero(splits == "test")
+    paths = score_paths(x, able, train, np.concatenate([validation, test]), grid)
+    chosen = choose(grid, [t.on(validation) for t in able], [path[:, : len(validation)] for path in paths])
+    unchosen = [task for task in able if task.name not in chosen]
+    if unchosen:
+        held_out = _held_out(x, unchosen, train, patients, grid, seed)
+        chosen |= choose(grid, [task.on(train) for task in unchosen], [scores[:, train] for scores in held_out])
+    for task, path in zip(able, paths, strict=True):
+        if task.name not in chosen:
+            answers[task.name] = "no validation row of each class, and too few training patients to cross-validate"
+            continue
+        c = chosen[task.name]
+        scores = path[grid.index(c), len(validation) :]
+        answers[task.name] = replace(decide(task, scores, class_shares(task.on(train))), chosen=c)
+    return answers
+
+
+def standardise(features: NDArray, train: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Features minus the mean of the `train` rows, over their deviation (constant columns become 0): (n, D)."""
+    x = np.asarray(features, dtype=np.float64)
+    mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
+    # Rounding gives a constant column a deviation of about 1e-17, and dividing by that would blow up noise.
+    constant = deviation <= 1e-7 * np.abs(mean)
+    return (x - mean) / np.where(constant, np.inf, deviation)
+
+
+def score_paths(
+    x: NDArray, tasks: Sequence[Task], train: NDArray[np.bool_], query: NDArray, grid: Sequence[float]
+) -> list[NDArray[np.float64]]:
+    """Probabilities of the `query` rows for each C of the ascending `grid`: for each task (G, m), or (G, m, K).
+
+    x (n, D); train (n,) rows to fit on; query (m,) row indices.  All binary tasks are fitted together.  A class
+    without training rows, and a task with one class only, get NaN.
+    """
+    binary = [task for task in tasks if task.kind == "binary" and not obstacle(task, train)]
+    table = np.full((len(grid), len(query), len(binary)), np.nan)
+    if binary:
+        target = np.stack([np.where(task.known, task.truth, np.nan)[train] for task in binary], axis=1)
+        for place, fitted in enumerate(logistic_path(x[train], target, grid)):
+            table[place] = probabilities(x[query], *fitted)
+    column = {task.name: table[:, :, place] for place, task in enumerate(binary)}
+    nothing = np.full(table.shape[:2], np.nan)
+    return [
+        column.get(task.name, nothing) if task.kind == "binary" else _class_path(x, task, train, query, grid)
+        for task in tasks
+    ]
+
+
+def _class_path(
+    x: NDArray, task: Task, train: NDArray[np.bool_], query: NDArray, grid: Sequence[float]
+) -> NDArray[np.float64]:
+    rows = train & task.known
+    scores = np.full((len(grid), len(query), len(task.classes)), np.nan)
+    present = np.unique(task.truth[rows])
+    if len(present) > 1:
+        target = task.truth[rows][:, None] == present
+        for place, fitted in enumerate(logistic_path(x[rows], target, grid, one_of=True)):
+            scores[place][:, present] = probabilities(x[query], *fitted, one_of=True)
+    return scores
+
+
+def _held_out(
+    x: NDArray,
+    tasks: Sequence[Task],
+    train: NDArray[np.bool_],
+    patients: NDArray[np.object_],
+    grid: tuple[float, ...],
+    seed: int,
+) -> list[NDArray[np.float64]]:
+    """The score that each training row gets from a fit on the other folds' patients: per task (G, n) or (G, n, K)."""
+    folds = np.full(len(x), -1)
+    folds[train] = patient_folds(patients[train], seed=seed)
+    shapes = [(len(grid), len(x), *([] if task.kind == "binary" else [len(task.classes)])) for task in tasks]
+    scores = [np.full(shape, np.nan) for shape in shapes]
+    for fold in np.unique(folds[train]):
+        query = np.flatnonzero(folds == fold)
+        rest = train & (folds != fold)
+        if rest.any():
+            for whole, part in zip(scores, score_paths(x, tasks, rest, query, grid), strict=True):
+                whole[:, query] = part
+    return scores

@@ -1,0 +1,121 @@
+"""Image-text retrieval where texts repeat.  m images, T distinct texts, E embedding width, R replicates.
+
+"normal fundus" may be the report of half of a set.  So the candidates are the distinct normalised texts: a repeated
+text is one candidate, and all the images that have it are its hits.  Ties count against the model: what scores as
+high as the true answer ranks before it, so that a constant embedding retrieves nothing.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from maskedclip.evaluation.statistics import Distribution, cluster_weights, weighted_median, with_point
+
+RECALL_AT = (1, 5, 10)
+# Cosines of equal vectors differ by rounding, about 1e-7 in float32.
+TIE = 1e-6
+_CHUNK = 4_000_000  # similarities held at once: 32 MB
+
+
+def image_to_text_ranks(images: NDArray, texts: NDArray, own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank, from 1, of each image's own text among the distinct texts: (m,).
+
+    images (m, E) and texts (T, E) of unit length; own (m,): index of each image's text.
+    """
+    ranks = np.empty(len(images), np.int64)
+    for rows in _slices(len(images), len(texts)):
+        similarity = _cosines(images[rows], texts)
+        true = np.take_along_axis(similarity, own[rows, None], axis=1)
+        ranks[rows] = (similarity >= true - TIE).sum(axis=1)  # the own text counts itself: rank 1
+    return ranks
+
+
+def text_to_image_ranks(images: NDArray, texts: NDArray, own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank, from 1, of the best of a text's own images among all images, its other own images not counted: (T,).
+
+    Arguments as of `image_to_text_ranks`; every text has an image.
+    """
+    ranks = np.empty(len(texts), np.int64)
+    for rows in _slices(len(texts), len(images)):
+        similarity = _cosines(texts[rows], images)
+        mine = own[None, :] == np.arange(len(texts))[rows, None]
+        best = np.where(mine, similarity, -np.inf).max(axis=1, keepdims=True)
+        ranks[rows] = 1 + ((similarity >= best - TIE) & ~mine).sum(axis=1)
+    return ranks
+
+
+def retrieval(
+    images: NDArray,
+    texts: NDArray,
+    own: NDArray[np.int64],
+    weights: NDArray,
+    *,
+    seed: int = 0,
+) -> dict[str, dict[str, dict]]:
+    """Recall at 1, 5 and 10 and the median rank in both directions, as JSON estimates with the level of chance.
+
+    images (m, E), texts (T, E), own (m,) as above; weights (R, m) of the patient-clustered bootstrap.  Intervals:
+    image to text resamples patients, with the candidate texts as they are; text to image resamples the distinct
+    texts, its queries, since a text belongs to many patients.
+    """
+    replicates = weights.shape[0]
+    by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)
+    counts = np.bincount(own, minlength=len(texts))
+    return {
+        "image_to_text": _figures(image_to_text_ranks(images, texts, own), weights, np.ones(len(images)), len(texts)),
+        "text_to_image": _figures(text_to_image_ranks(images, texts, own), by_text, counts, len(images)),
+    }
+
+
+def chance_recall(correct: NDArray, candidates: int, k: int) -> float:
+    """Expected recall at k of a random order: mean over queries with `correct` right answers among the candidates."""
+    return float(1 - _missed(correct, candidates, k).mean())
+
+
+def chance_median_rank(correct: NDArray, candidates: int) -> float:
+    """The first rank within which a random order has answered half of the queries."""
+    low, high = 1, candidates
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if chance_recall(correct, candidates, middle) >= 0.5 else (middle + 1, high)
+    return float(low)
+
+
+def _figures(ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int) -> dict[str, dict]:
+    rows = with_point(weights)
+    figures = {}
+    for k in RECALL_AT:
+        recall = rows @ (ranks <= k).astype(np.float64) / rows.sum(axis=1)
+        estimate = Distribution.from_rows(recall, len(ranks)).estimate()
+        figures[f"recall_at_{k}"] = estimate.to_json() | {"chance": chance_recall(correct, candidates, k)}
+    median = Distribution.from_rows(weighted_median(ranks, rows), len(ranks)).estimate()
+    chance = chance_median_rank(correct, candidates)
+    return figures | {"median_rank": median.to_json() | {"chance": chance, "candidates": candidates}}
+
+
+def _missed(correct: NDArray, candidates: int, k: int) -> NDArray[np.float64]:
+    """Chance that none of the first k of a random order is right: C(N - c, k) / C(N, k), by logarithms."""
+    wrong = np.asarray(candidates - correct, dtype=np.float64)
+    possible = wrong >= k
+    wrong = np.where(possible, wrong, k)  # any value that keeps the logarithms finite
+    log = gammaln(wrong + 1) - gammaln(wrong - k + 1) - gammaln(candidates + 1) + gammaln(max(candidates - k, 0) + 1)
+    return np.where(possible, np.exp(log), 0.0)
+
+
+def _cosines(rows: NDArray, columns: NDArray) -> NDArray[np.float64]:
+    return rows.astype(np.float64) @ columns.astype(np.float64).T
+
+
+def _slices(rows: int, columns: int) -> list[NDArray[np.int64]]:
+    """Row indices in runs whose similarities fit the memory bound."""
+    step = max(1, _CHUNK // max(columns, 1))
+    return [np.arange(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct texts in order of appearance, and the index of each row's text among them."""
+    index: dict[str, int] = {}
+    own = np.array([index.setdefault(text, len(index)) for text in texts], dtype=np.int64)
+    return list(index), own
