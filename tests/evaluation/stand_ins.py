@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from maskedclip.evaluation.evaluate import EvaluationStore
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ArrayStore:
@@ -29,7 +27,7 @@ class ArrayModel:
     has_text: bool = True
     fingerprint: str = "model-1"
 
-    def features(self, store: EvaluationStore, rows: NDArray[np.int64]) -> dict[str, NDArray]:
+    def features(self, store: ArrayStore, rows: NDArray[np.int64]) -> dict[str, NDArray]:
         return {name: table[rows] for name, table in self.tables.items()}
 
     def encode_text(self, texts: list[str]) -> NDArray:

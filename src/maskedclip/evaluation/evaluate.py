@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import maskedclip
 from maskedclip.data.prompts import NORMAL, Overrides
+from maskedclip.data.store import Store
 from maskedclip.data.text import normalise_text
 from maskedclip.errors import UserError
 from maskedclip.evaluation.knn import nearest_neighbours, unit_rows
@@ -71,6 +72,10 @@ class EvaluationStore(Protocol):
     def __len__(self) -> int: ...
 
 
+# Store fits the protocol; a type checker cannot see it, as Store caches its columns (cached_property).
+AnyStore = Store | EvaluationStore
+
+
 class EvaluationModel(Protocol):
     """What evaluation asks of a model."""
 
@@ -81,8 +86,8 @@ class EvaluationModel(Protocol):
 
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
-    def features(self, store: EvaluationStore, rows: NDArray[np.int64]) -> Mapping[str, NDArray]:
-        """For the given rows: "encoder" (n, D), where there are any "bridge" (n, D), "projected" (n, E) of length 1."""
+    def features(self, store: Any, rows: NDArray[np.int64]) -> Mapping[str, NDArray]:
+        """Of the given rows of the store: "encoder" (n, D); where there are any "bridge" (n, D), "projected" (n, E)."""
         ...
 
     def encode_text(self, texts: list[str]) -> NDArray:
@@ -95,7 +100,7 @@ class _Case:
     """One evaluation: the rows in use, their features and tasks, and the bootstrap of the test rows."""
 
     model: EvaluationModel
-    store: EvaluationStore
+    store: AnyStore
     rows: NDArray[np.int64]
     features: Mapping[str, NDArray]
     tasks: Mapping[str, Task]  # on `rows`
@@ -119,7 +124,7 @@ class _Case:
 
 def evaluate(
     model: EvaluationModel,
-    store: EvaluationStore,
+    store: AnyStore,
     out: Path,
     *,
     protocols: Sequence[str] = PROTOCOLS,
@@ -163,7 +168,7 @@ def evaluate(
     return results
 
 
-def _check_request(store: EvaluationStore, out: Path, protocols: Sequence[str], replicates: int) -> None:
+def _check_request(store: AnyStore, out: Path, protocols: Sequence[str], replicates: int) -> None:
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not protocols:
         raise UserError(f"protocols: {', '.join(unknown) or 'none given'}; choose from {', '.join(PROTOCOLS)}")
@@ -185,7 +190,7 @@ def _check_prompts(prompts: Overrides | None, tasks: Mapping[str, Task]) -> None
         raise UserError(f"prompts: {strangers[0]!r} is no label of the store; it has {', '.join(tasks) or 'none'}")
 
 
-def _rows(store: EvaluationStore, tasks: Mapping[str, Task], protocols: Sequence[str]) -> NDArray[np.int64]:
+def _rows(store: AnyStore, tasks: Mapping[str, Task], protocols: Sequence[str]) -> NDArray[np.int64]:
     """Test rows, and those rows to learn from that have a label, if anything is learnt."""
     used = store.splits == "test"
     if {"linear", "knn"} & set(protocols):
