@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
+import pytest
+
 # Tiny matrices gain nothing from threads, and several test processes with many threads each starve one another.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-import pytest
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parents[1]
 

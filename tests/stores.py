@@ -1,4 +1,4 @@
-"""Small stores for tests, written by hand in the schema that `curate` writes, so that training tests need no curation."""
+"""Small stores for tests, written by hand in the schema that `curate` writes: training tests need no curation."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ def draw(row: int, size: int, kind: int) -> bytes:
 
 
 def make_store(folder: Path, *, rows: int = 48, size: int = 32, text_share: float = 1.0, seed: int = 0) -> Path:
-    """Write a store of `rows` images, two a patient, in three shards; the first `text_share` of the patients have texts."""
+    """Write a store of `rows` images, two a patient, in three shards; the first `text_share` of the rows have texts."""
     folder.mkdir(parents=True)
     kinds = [(row // 2 * 7 + seed) % 4 for row in range(rows)]
     images = [{"bytes": draw(row + 1000 * seed, size, kind), "path": f"{row}.png"} for row, kind in enumerate(kinds)]

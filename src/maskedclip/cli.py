@@ -53,8 +53,12 @@ def _next(*lines: str) -> None:
 
 
 def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="new folder for images, masks, manifest")
-    parser.add_argument("--images", type=int, default=400, metavar="N", help="how many photographs (two eyes a patient)")
+    parser.add_argument(
+        "--out", type=_path, required=True, metavar="DIR", help="new folder for images, masks, manifest"
+    )
+    parser.add_argument(
+        "--images", type=int, default=400, metavar="N", help="how many photographs (two eyes a patient)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides every picture and sentence")
     parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of a picture")
 
@@ -70,7 +74,9 @@ def _phantom(args: argparse.Namespace) -> None:
 
 
 def _curate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", type=_path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder of images")
+    parser.add_argument(
+        "manifest", type=_path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder of images"
+    )
     parser.add_argument("--out", type=_path, required=True, metavar="STORE", help="new folder for the store")
     parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of a stored image")
     parser.add_argument("--crop", choices=["fundus", "none"], default="fundus", help="find and crop the fundus field")
@@ -135,7 +141,10 @@ def _pretrain(args: argparse.Namespace) -> None:
             f"next: maskedclip evaluate {args.out} {stores} --out {args.out}/evaluation",
         )
     else:
-        _next(f"{args.out}: stopped at step {done.step}, {done.reason}", "next: the same command with --resume true goes on")
+        _next(
+            f"{args.out}: stopped at step {done.step}, {done.reason}",
+            "next: the same command with --resume true goes on",
+        )
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
@@ -146,14 +155,18 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", action="append", nargs="+", type=_path, required=True, metavar="STORE", help="with splits and labels"
     )
-    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="new folder for results.json and report.html")
+    parser.add_argument(
+        "--out", type=_path, required=True, metavar="DIR", help="new folder for results.json and report.html"
+    )
     parser.add_argument(
         "--protocols", default="linear,knn,zero_shot,retrieval", help="some of linear,knn,zero_shot,retrieval"
     )
     parser.add_argument("--replicates", type=int, default=1000, help="bootstrap replicates of an interval")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--prompts", type=_path, metavar="FILE", help="YAML or JSON: label -> sentences, for zero-shot")
-    parser.add_argument("--against", type=_path, metavar="DIR", help="another evaluation of the same store, compared in pairs")
+    parser.add_argument(
+        "--against", type=_path, metavar="DIR", help="another evaluation of the same store, compared in pairs"
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -185,7 +198,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=_path, help="the run directory that pretrain wrote")
-    parser.add_argument("--data", type=_path, required=True, metavar="STORE|FOLDER", help="a store, a folder, or an image")
+    parser.add_argument(
+        "--data", type=_path, required=True, metavar="STORE|FOLDER", help="a store, a folder, or an image"
+    )
     parser.add_argument("--out", type=_path, required=True, metavar="FILE.parquet", help="new file")
 
 
@@ -226,8 +241,12 @@ def _classify(args: argparse.Namespace) -> None:
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="new folder; an interrupted demo goes on in it")
-    parser.add_argument("--steps", type=int, default=None, metavar="N", help="training steps; the default takes minutes")
+    parser.add_argument(
+        "--out", type=_path, required=True, metavar="DIR", help="new folder; an interrupted demo goes on in it"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=None, metavar="N", help="training steps; the default takes minutes"
+    )
     parser.add_argument("--images", type=int, default=None, metavar="N", help="phantoms")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
 
@@ -271,7 +290,7 @@ VERBS: dict[str, Verb] = {
     ),
     "pretrain": Verb(
         "train a recipe on one store or several",
-        "maskedclip pretrain --config maskedclip --config tiny --data stores/fundus --out runs/first --data.text_fraction 0.25",
+        "maskedclip pretrain --config maskedclip --config tiny --data stores/fundus --out runs/first",
         _pretrain_arguments,
         _pretrain,
         takes_recipe=True,
@@ -381,7 +400,9 @@ def main() -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _fail(f"{error.filename or 'the disk'}: no space left; free some and run the command again", 2)
-        if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | FileExistsError | IsADirectoryError):
+        if isinstance(
+            error, PermissionError | FileNotFoundError | NotADirectoryError | FileExistsError | IsADirectoryError
+        ):
             _fail(f"{error.filename}: {error.strerror}; check the path and its permissions", 2)
         raise
 

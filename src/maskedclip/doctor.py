@@ -9,7 +9,17 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-_CORE = ("maskedclip", "torch", "torchvision", "timm", "transformers", "lightning-fabric", "pyarrow", "daft", "scikit-learn")
+_CORE = (
+    "maskedclip",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "lightning-fabric",
+    "pyarrow",
+    "daft",
+    "scikit-learn",
+)
 _EXTRAS = {
     "medical": ("pydicom", "DICOM files"),
     "export": ("onnxruntime", "ONNX export"),
@@ -22,8 +32,14 @@ def examine() -> dict[str, Any]:
     """Versions, devices, a short measurement, and advice in whole sentences."""
     import torch
 
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rates = {precision: round(_matrix_rate(kind), 1) for precision, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    threads, cores = (
+        torch.get_num_threads(),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
+    rates = {
+        precision: round(_matrix_rate(kind), 1)
+        for precision, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     devices = [
         {
@@ -53,11 +69,11 @@ def _matrix_rate(dtype: Any) -> float:
     import torch
 
     a = torch.randn(1024, 1024).to(dtype)
-    a @ a
+    torch.mm(a, a)
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         best = min(best, time.perf_counter() - began)
     return 2 * 1024**3 / best / 1e9
 

@@ -125,7 +125,9 @@ class ModelRecipe:
         _require(self.bridge_depth >= 0, f"model.bridge_depth: {self.bridge_depth} is negative; 0 is no bridge")
         for prefix in ("small_text", "image_decoder", "feature_decoder"):
             width, heads = getattr(self, f"{prefix}_width"), getattr(self, f"{prefix}_heads")
-            _require(heads > 0 and width % heads == 0, f"model.{prefix}_width: {width} must be a multiple of {heads} heads")
+            _require(
+                heads > 0 and width % heads == 0, f"model.{prefix}_width: {width} must be a multiple of {heads} heads"
+            )
             if "decoder" in prefix:
                 _require(width % 4 == 0, f"model.{prefix}_width: {width} must be a multiple of 4 (sin-cos positions)")
         _require(self.embed_dim > 0, "model.embed_dim: give 1 or more")
@@ -168,7 +170,9 @@ class ObjectiveRecipe:
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
-        _require(0 <= self.mask_ratio < 1, f"objective.mask_ratio: {self.mask_ratio} is outside [0, 1); the default is 0.75")
+        _require(
+            0 <= self.mask_ratio < 1, f"objective.mask_ratio: {self.mask_ratio} is outside [0, 1); the default is 0.75"
+        )
         for name in ("clip_weight", "mim_weight", "mkd_weight"):
             _require(getattr(self, name) >= 0, f"objective.{name}: {getattr(self, name)} is negative; 0 leaves it out")
         _require(
@@ -177,7 +181,7 @@ class ObjectiveRecipe:
         )
         _require(
             self.mkd_weight == 0 or self.clip_weight > 0,
-            "objective.mkd_weight: the distilled features come from the CLIP space; raise objective.clip_weight or set 0",
+            "objective.mkd_weight: distilled features come from the CLIP space; raise objective.clip_weight, or set 0",
         )
         _require(
             self.mask_ratio > 0 or self.mim_weight + self.mkd_weight == 0 or self.mkd_patches == "all",
@@ -253,9 +257,7 @@ class TrainingRecipe:
         _require(self.clip_norm >= 0, "training.clip_norm: give 0 (none) or more")
         _require(self.max_minutes >= 0, "training.max_minutes: give 0 (no limit) or more")
         _require(0 < self.first_stage_share < 1, "training.first_stage_share: give a share in (0, 1)")
-        _require(
-            all(0 <= beta < 1 for beta in self.betas), f"training.betas: {self.betas}; both must be in [0, 1)"
-        )
+        _require(all(0 <= beta < 1 for beta in self.betas), f"training.betas: {self.betas}; both must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,12 +273,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Reject contradictions between sections, naming the mend."""
-        _require(
-            0 <= self.seed < 2**62, f"seed: {self.seed} is outside 0 .. 2^62 - 1"
-        )
+        _require(0 <= self.seed < 2**62, f"seed: {self.seed} is outside 0 .. 2^62 - 1")
         _require(
             self.data.pool != "all" or self.objective.clip_weight == 0,
-            "data.pool: `all` reads no texts, which objective.clip_weight needs; set it to 0 or use paired_and_unpaired",
+            "data.pool: `all` reads no texts, which objective.clip_weight needs; set 0, or pool paired_and_unpaired",
         )
 
     @property
@@ -305,7 +305,8 @@ class Recipe:
     def replace(self, **sections: Mapping[str, Any]) -> "Recipe":
         """Return a recipe with some fields changed: `replace(training={"steps": 10})`."""
         return dataclasses.replace(
-            self, **{name: dataclasses.replace(getattr(self, name), **dict(values)) for name, values in sections.items()}
+            self,
+            **{name: dataclasses.replace(getattr(self, name), **dict(values)) for name, values in sections.items()},
         )
 
 
@@ -321,10 +322,14 @@ def recipe_path(name: str) -> Path:
         UserError: no such file, no such name.
     """
     if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
-        _require(Path(name).is_file(), f"--config {name}: no such file; shipped recipes: {', '.join(shipped_recipes())}")
+        _require(
+            Path(name).is_file(), f"--config {name}: no such file; shipped recipes: {', '.join(shipped_recipes())}"
+        )
         return Path(name)
     path = SHIPPED / f"{name}.yaml"
-    _require(path.is_file(), f"--config {name}: no such recipe; shipped: {', '.join(shipped_recipes())}, or give a file")
+    _require(
+        path.is_file(), f"--config {name}: no such recipe; shipped: {', '.join(shipped_recipes())}, or give a file"
+    )
     return path
 
 
@@ -365,14 +370,18 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
         UserError: unknown key or contradiction.
     """
     sections: dict[str, Any] = {}
-    for name, kind in (("data", DataRecipe), ("model", ModelRecipe), ("objective", ObjectiveRecipe), ("training", TrainingRecipe)):
-        given = dict(values.get(name, {}))
+    for name, kind in (
+        ("data", DataRecipe),
+        ("model", ModelRecipe),
+        ("objective", ObjectiveRecipe),
+        ("training", TrainingRecipe),
+    ):
+        given: dict[str, Any] = dict(values.get(name, {}))
         known = {entry.name: entry for entry in dataclasses.fields(kind)}
         unknown = sorted(set(given) - set(known))
         _require(not unknown, f"{name}.{', '.join(unknown)}: no such field; known: {', '.join(known)}")
-        sections[name] = kind(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        )
+        typed: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+        sections[name] = kind(**typed)
     return Recipe(seed=int(values.get("seed", 0)), **sections)
 
 

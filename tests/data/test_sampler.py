@@ -56,7 +56,9 @@ def test_make_pools__keeps_texts_of_a_share_of_the_patients(tmp_path: Path) -> N
 
 def test_make_pools__of_the_other_methods(tmp_path: Path) -> None:
     store = open_store(make_store(tmp_path / "s"))
-    everything = make_pools(store, Recipe().replace(data={"pool": "all"}, objective={"clip_weight": 0.0, "mkd_weight": 0.0}))
+    everything = make_pools(
+        store, Recipe().replace(data={"pool": "all"}, objective={"clip_weight": 0.0, "mkd_weight": 0.0})
+    )
     assert len(everything.paired) == 0
     assert np.array_equal(everything.unpaired, store.rows("train"))
     paired = make_pools(store, Recipe().replace(data={"pool": "paired", "text_fraction": 0.5}))
@@ -65,9 +67,9 @@ def test_make_pools__of_the_other_methods(tmp_path: Path) -> None:
 
 
 def test_make_pools__says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no unpaired images.*text_fraction"):
+    with pytest.raises(UserError, match=r"no unpaired images.*text_fraction"):
         make_pools(open_store(make_store(tmp_path / "full")), Recipe())
-    with pytest.raises(UserError, match="no training row has a text.*--config mae"):
+    with pytest.raises(UserError, match=r"no training row has a text.*--config mae"):
         make_pools(open_store(make_store(tmp_path / "bare", text_share=0.0)), Recipe())
 
 

@@ -30,9 +30,7 @@ def test_augment__whole_image_without_flip_is_nearly_resize() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    height=st.integers(8, 300), width=st.integers(8, 300), low=st.floats(0.05, 1), key=st.integers(0, 2**62)
-)
+@given(height=st.integers(8, 300), width=st.integers(8, 300), low=st.floats(0.05, 1), key=st.integers(0, 2**62))
 def test_random_crop_box__lies_inside_with_the_asked_area(height: int, width: int, low: float, key: int) -> None:
     random = np.random.Generator(np.random.Philox(key))
     top, left, box_height, box_width = transforms.random_crop_box(height, width, (low, 1.0), random)

@@ -78,9 +78,7 @@ def test_train_tokenizer__learns_words() -> None:
 def test_pretrained_bert__from_a_local_folder(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    config = BertConfig(
-        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
+    config = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     BertModel(config).save_pretrained(tmp_path)
     PreTrainedTokenizerFast(
         tokenizer_object=train_tokenizer(TEXTS, 60), pad_token="[PAD]", unk_token="[UNK]"

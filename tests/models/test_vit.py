@@ -1,6 +1,7 @@
 """The image encoder equals timm's forward, masked or not, and reads what people have as weights."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from maskedclip.errors import UserError
 from maskedclip.models.vit import build_image_encoder, gather_patches
 
-SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 KINDS = [
     ("vit_tiny_patch16_224", 64, SMALL),
     ("vit_small_patch14_dinov2", 56, SMALL),  # LayerScale
@@ -65,7 +66,9 @@ def test_build__reads_a_local_file_and_resamples_positions(tmp_path: Path) -> No
         assert same(image) == pytest.approx(source.eval().forward_features(image), abs=2e-2)  # float16 in between
     assert same.vit.pos_embed is not None
     assert same.vit.pos_embed.requires_grad
-    larger = build_image_encoder("vit_tiny_patch16_224", size=96, weights=str(tmp_path / "w.safetensors"), options=SMALL)
+    larger = build_image_encoder(
+        "vit_tiny_patch16_224", size=96, weights=str(tmp_path / "w.safetensors"), options=SMALL
+    )
     assert larger(torch.randn(1, 3, 96, 96)).shape == (1, 37, 48)
     finer = build_image_encoder(
         "vit_tiny_patch16_224", size=64, weights=str(tmp_path / "w.safetensors"), options=SMALL | {"patch_size": 8}

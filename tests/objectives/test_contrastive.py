@@ -37,7 +37,9 @@ def test_clip_loss__equals_double_loop_in_float64(keys: list[int], seed: int) ->
 def test_clip_loss__is_infonce_when_all_texts_differ() -> None:
     image, text = (functional.normalize(torch.randn(7, 8), dim=-1) for _ in range(2))
     logits = 14.3 * image @ text.T
-    infonce = (functional.cross_entropy(logits, torch.arange(7)) + functional.cross_entropy(logits.T, torch.arange(7))) / 2
+    infonce = (
+        functional.cross_entropy(logits, torch.arange(7)) + functional.cross_entropy(logits.T, torch.arange(7))
+    ) / 2
     assert clip_loss(image, text, torch.arange(7), torch.tensor(14.3)).item() == pytest.approx(infonce.item(), abs=1e-6)
     plain = clip_loss(image, text, torch.zeros(7, dtype=torch.int64), torch.tensor(14.3), soft_targets=False)
     assert plain.item() == pytest.approx(infonce.item(), abs=1e-6)

@@ -34,7 +34,9 @@ def test_mse_loss__equals_mean_square() -> None:
 
 
 def test_prototype_loss__is_kl_over_distinct_texts() -> None:
-    prediction, target, text = (functional.normalize(torch.randn(*shape), dim=-1) for shape in ((2, 3, 6), (2, 3, 6), (4, 6)))
+    prediction, target, text = (
+        functional.normalize(torch.randn(*shape), dim=-1) for shape in ((2, 3, 6), (2, 3, 6), (4, 6))
+    )
     keys = torch.tensor([1, 2, 3, 4])
     expected = 0.0
     for a, b in zip(prediction.flatten(0, 1).double(), target.flatten(0, 1).double(), strict=True):

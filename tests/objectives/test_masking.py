@@ -17,7 +17,9 @@ from maskedclip.objectives.masking import MaskContext, RandomMasker, mask_from_s
     ties=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_mask_from_scores__is_exact_and_invertible(batch: int, length: int, ratio: float, ties: bool, seed: int) -> None:
+def test_mask_from_scores__is_exact_and_invertible(
+    batch: int, length: int, ratio: float, ties: bool, seed: int
+) -> None:
     scores = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed))
     if ties:
         scores = scores.round(decimals=1)

@@ -80,7 +80,9 @@ def test_objective__every_distillation_option_trains_f_and_h_z_only(folder: Path
 
 
 def test_objective__total_is_the_weighted_sum_with_its_ramp(folder: Path) -> None:
-    recipe = load_recipe(["maskedclip", "tiny"], [*TINY, "--objective.mim_weight", "0.5", "--objective.mkd_weight", "2"])
+    recipe = load_recipe(
+        ["maskedclip", "tiny"], [*TINY, "--objective.mim_weight", "0.5", "--objective.mkd_weight", "2"]
+    )
     objective, batch = _parts(folder, recipe)
     for progress, share in ((0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.7, 1.0)):
         total, losses, report = objective(batch, progress)
@@ -96,14 +98,21 @@ def test_objective__masked_patches_only_and_the_same_mask_for_both_losses(folder
     encoder.register_forward_hook(lambda _module, inputs, output: seen.append((inputs, output.shape)))
     objective(batch, 1.0)
     shapes = sorted(tuple(shape[:2]) for _, shape in seen)
-    assert shapes == [(4, 17), (6, 17), (10, 5)]  # unpaired in full, paired in full once, all of them with 4 of 16 visible
+    assert shapes == [
+        (4, 17),
+        (6, 17),
+        (10, 5),
+    ]  # unpaired in full, paired in full once, all of them with 4 of 16 visible
 
 
 def test_objective__depends_on_each_sample_s_key_alone(folder: Path) -> None:
     objective, batch = _parts(folder, load_recipe(["mae", "tiny"], TINY))
     with torch.no_grad():
         whole = objective(batch, 1.0)[1]["mim"].item()
-        halves = [objective(Batch(batch.image[part], batch.keys[part], 0), 1.0)[1]["mim"].item() for part in (slice(5), slice(5, 10))]
+        halves = [
+            objective(Batch(batch.image[part], batch.keys[part], 0), 1.0)[1]["mim"].item()
+            for part in (slice(5), slice(5, 10))
+        ]
     assert whole == pytest.approx(sum(halves) / 2, rel=1e-5)
 
 
@@ -141,7 +150,11 @@ def test_recipe__every_shipped_method_steps_at_tiny(folder: Path, method: str) -
     total, losses, _ = objective(batch, 0.5)
     total.backward()
     assert torch.isfinite(total)
-    expected = {"clip": recipe.objective.clip_weight, "mim": recipe.objective.mim_weight, "mkd": recipe.objective.mkd_weight}
+    expected = {
+        "clip": recipe.objective.clip_weight,
+        "mim": recipe.objective.mim_weight,
+        "mkd": recipe.objective.mkd_weight,
+    }
     assert set(losses) == {name for name, weight in expected.items() if weight > 0}
     assert bool(objective.model.bridge.depth) == (method in {"bridge", "maskedclip", "maskedclip_paired"})
     idle = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]

@@ -68,9 +68,10 @@ def test_pretrain__resumed_equals_uninterrupted_bitwise(
     folder: Path, tmp_path: Path, uninterrupted: dict, monkeypatch: pytest.MonkeyPatch, step: int, teacher: str
 ) -> None:  # P2, P3
     recipe = _recipe("--objective.mkd_teacher", teacher)
-    with monkeypatch.context() as patch, pytest.raises(_Killed):
+    with monkeypatch.context() as patch:
         _killed_at(patch, step)
-        pretrain(recipe, folder, tmp_path / "run")
+        with pytest.raises(_Killed):
+            pretrain(recipe, folder, tmp_path / "run")
     done = pretrain(recipe, folder, tmp_path / "run", resume=True)
     assert done.complete
     whole, final = uninterrupted[teacher]
@@ -105,8 +106,26 @@ def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
     """Losses to 1e-5 and updated weights to 1e-5, over gloo on two processes."""
     exact = ["--training.precision", "32-true", "--training.steps", "4"]
     pretrain(_recipe(*exact), folder, tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731", "-m", "maskedclip"]
-    command += ["pretrain", "--config", "maskedclip", "--config", "tiny", "--data", str(folder), "--out", str(tmp_path / "two")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=29731",
+        "-m",
+        "maskedclip",
+    ]
+    command += [
+        "pretrain",
+        "--config",
+        "maskedclip",
+        "--config",
+        "tiny",
+        "--data",
+        str(folder),
+        "--out",
+        str(tmp_path / "two"),
+    ]
     command += [*TINY, *exact, "--training.devices", "2", "--training.accelerator", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
@@ -119,7 +138,9 @@ def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
     alone, together = _final(tmp_path / "one"), _final(tmp_path / "two")
     for name, value in alone.items():
         if name.startswith("objective/"):
-            torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                together[name], value, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_pretrain__the_learning_rates_are_printed(
@@ -234,7 +255,7 @@ def test_pretrain__a_full_disk_is_one_line_and_loses_nothing(
     save = checkpoint.save_file
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(UserError, match="No space left on device.*--resume true"):
+        with pytest.raises(UserError, match=r"No space left on device.*--resume true"):
             pretrain(_recipe(), folder, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     pretrain(_recipe(), folder, tmp_path / "run", resume=True)

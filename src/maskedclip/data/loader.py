@@ -90,13 +90,15 @@ class StepDataset(Dataset[HostBatch]):
         return batch
 
     def _decode(self, row: int) -> tuple[Tensor, int]:
-        """Decode a row, or the first decodable one after it: shapes stay constant, and the count is reported (P16, P25)."""
+        """Decode a row, or the first decodable one after it: shapes stay constant, the count is reported (P16, P25)."""
         for tried in range(100):
             try:
                 return transforms.decode(self.store.image_bytes((row + tried) % len(self.store))), int(tried > 0)
             except RuntimeError:
                 continue
-        raise UserError(f"--data: 100 images from row {row} on cannot be decoded; the store is damaged, curate it again")
+        raise UserError(
+            f"--data: 100 images from row {row} on cannot be decoded; the store is damaged, curate it again"
+        )
 
 
 def step_loader(dataset: StepDataset, start: int, stop: int) -> Iterator[HostBatch]:

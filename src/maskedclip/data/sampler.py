@@ -53,7 +53,8 @@ class Pools:
     def summary(self) -> str:
         """One line for a person."""
         kept, known = self.patients_with_text
-        return f"{len(self.paired):,} paired images ({kept:,} of {known:,} patients), {len(self.unpaired):,} unpaired images"
+        paired = f"{len(self.paired):,} paired images ({kept:,} of {known:,} patients)" if known else "no texts read"
+        return f"{paired}, {len(self.unpaired):,} unpaired images"
 
 
 def make_pools(store: Store, recipe: Recipe) -> Pools:
@@ -67,7 +68,9 @@ def make_pools(store: Store, recipe: Recipe) -> Pools:
     """
     rows = store.rows("train")
     if len(rows) == 0:
-        raise UserError("--data: the store has no training rows; put `train` or nothing into the manifest's column split")
+        raise UserError(
+            "--data: the store has no training rows; put `train` or nothing into the manifest's column split"
+        )
     if recipe.data.pool == "all":
         return Pools(np.empty(0, np.int64), rows, (0, 0))
     has_text = store.has_text[rows]
@@ -76,7 +79,7 @@ def make_pools(store: Store, recipe: Recipe) -> Pools:
             "--data: no training row has a text, so there are no paired images; fill the manifest's column text, "
             "or train on images alone with --config mae"
         )
-    patients = np.asarray([patient or f"row {store.ids[row]}" for row, patient in zip(rows, store.patients[rows])], str)
+    patients = np.asarray([store.patients[row] or f"row {store.ids[row]}" for row in rows.tolist()], str)
     known = np.unique(patients[has_text])
     count = max(1, round(recipe.data.text_fraction * len(known)))
     kept = known[randomness.order(known, recipe.seed)[:count]]
@@ -86,8 +89,8 @@ def make_pools(store: Store, recipe: Recipe) -> Pools:
         return Pools(pools.paired, np.empty(0, np.int64), pools.patients_with_text)
     if recipe.data.batch_unpaired > 0 and len(pools.unpaired) == 0:
         raise UserError(
-            "--data: every training row has a text, so there are no unpaired images; add rows without text, keep the texts "
-            "of a share of the patients with --data.text_fraction 0.25, or train with --config maskedclip_paired"
+            "--data: every training row has a text, so there are no unpaired images; add rows without text, keep the "
+            "texts of a share of the patients with --data.text_fraction 0.25, or train with --config maskedclip_paired"
         )
     return pools
 
@@ -118,4 +121,6 @@ def check_ranks(recipe: Recipe, world: int) -> None:
     for name, batch in zip(("batch_paired", "batch_unpaired"), recipe.batch_sizes, strict=True):
         if batch % world:
             lower, upper = batch // world * world, (batch // world + 1) * world
-            raise UserError(f"data.{name}: {batch} does not divide over {world} ranks; give {lower or upper} or {upper}")
+            raise UserError(
+                f"data.{name}: {batch} does not divide over {world} ranks; give {lower or upper} or {upper}"
+            )

@@ -7,7 +7,9 @@ from maskedclip import randomness
 _SENTENCE_STREAM = 2
 # A full stop ends a sentence when white space and a capital, digit or bracket follow; not after a one-letter or
 # known abbreviation, nor inside a decimal number.  Line breaks and semicolons end one too.
-_BOUNDARY = re.compile(r"(?<=[.!?])(?<!\b[A-Za-z]\.)(?<!\bDr\.)(?<!\bvs\.)(?<!\bapprox\.)\s+(?=[A-Z0-9(\[])|[\r\n]+|;\s+")
+_BOUNDARY = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Za-z]\.)(?<!\bDr\.)(?<!\bvs\.)(?<!\bapprox\.)\s+(?=[A-Z0-9(\[])|[\r\n]+|;\s+"
+)
 
 
 def split_sentences(report: str) -> list[str]:

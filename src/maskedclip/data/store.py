@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskedclip.errors import UserError
@@ -60,7 +59,7 @@ class Store:
     @cached_property
     def has_text(self) -> np.ndarray:
         """Whether each row has a report, bool (n,)."""
-        return pc.is_valid(self.table.column("text")).to_numpy(zero_copy_only=False)
+        return self.table.column("text").is_valid().to_numpy()
 
     @cached_property
     def patients(self) -> np.ndarray:
@@ -122,13 +121,17 @@ def open_store(folders: Path | str | Sequence[Path | str]) -> Store:
         if not folder.exists():
             raise UserError(f"{folder}: no such store; make one with `maskedclip curate MANIFEST --out {folder}`")
         if not folder.is_dir() or not any(folder.glob("shard-*.parquet")):
-            raise UserError(f"{folder}: not a store (no shard-*.parquet); `maskedclip curate MANIFEST --out STORE` makes one")
+            raise UserError(
+                f"{folder}: not a store (no shard-*.parquet); `maskedclip curate MANIFEST --out STORE` makes one"
+            )
         if not (folder / "curation.json").is_file():
             raise UserError(f"{folder}: curation.json is missing, so the store is incomplete; curate it again")
     try:
         return Store(listed)
     except (pa.ArrowInvalid, OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{listed[0]}: the store cannot be read ({str(error).splitlines()[0]}); curate it again") from None
+        raise UserError(
+            f"{listed[0]}: the store cannot be read ({str(error).splitlines()[0]}); curate it again"
+        ) from None
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -171,9 +174,11 @@ def _image_arrays(folder: Path) -> list[pa.Array]:
 
 def _write_arrow(shard: Path, path: Path) -> None:
     column = pq.read_table(shard, columns=["image"]).column("image").combine_chunks()
-    images = pc.struct_field(column, "bytes").cast(pa.large_binary())
+    images = column.field("bytes").cast(pa.large_binary())
     batch = pa.record_batch([images], names=["bytes"])
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # two ranks may write at once: the last rename wins, bits equal
+    partial = path.with_suffix(
+        f".{os.getpid()}.partial"
+    )  # two ranks may write at once: the last rename wins, bits equal
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     partial.replace(path)

@@ -63,7 +63,9 @@ def augment(image: Tensor, *, size: int, scale: tuple[float, float], flip: bool,
     random = randomness.generator(key, _CROP_STREAM)
     top, left, height, width = random_crop_box(image.shape[-2], image.shape[-1], scale, random)
     mirrored = flip and random.random() < 0.5
-    cropped = transform.resized_crop(image, top, left, height, width, [size, size], interpolation=_BICUBIC, antialias=True)
+    cropped = transform.resized_crop(
+        image, top, left, height, width, [size, size], interpolation=_BICUBIC, antialias=True
+    )
     return transform.horizontal_flip(cropped) if mirrored else cropped
 
 

@@ -63,7 +63,9 @@ def _embed_store(model: Model, store: Store) -> pa.Table:
 
 
 def _embed_files(model: Model, data: Path) -> pa.Table:
-    found = sorted(path for path in data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if data.is_dir() else [data]
+    found = (
+        sorted(path for path in data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if data.is_dir() else [data]
+    )
     if not found:
         raise UserError(f"--data {data}: no images below this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     ids: list[str] = []

@@ -1,4 +1,4 @@
-"""A trained model in a user's hands: images and texts in, features and answers out, offline, from a run directory alone."""
+"""A trained model in a user's hands: images and texts in, features and answers out, offline, from a run alone."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,7 +49,9 @@ class Model:
         prepared = imaging.standardise(picture, size=self.preprocessing.stored_size, crop=self.preprocessing.crop).image
         return resize(torch.from_numpy(prepared.copy()).permute(2, 0, 1).contiguous(), self.preprocessing.size)
 
-    def encode_image(self, photographs: Photograph | Tensor | Sequence[Photograph], output: str = "encoder") -> np.ndarray:
+    def encode_image(
+        self, photographs: Photograph | Tensor | Sequence[Photograph], output: str = "encoder"
+    ) -> np.ndarray:
         """Features of photographs, or of a batch that `preprocess` made, float32.
 
         Args:
@@ -86,11 +88,17 @@ class Model:
             UserError: the model was trained without texts.
         """
         if self._tokenizer is None:
-            raise UserError("this model was trained without texts (recipe mae), so it cannot read any; train with --config maskedclip")
+            raise UserError(
+                "this model was trained without texts (recipe mae) and cannot read any; train with --config maskedclip"
+            )
         return text_features(self.module, self._tokenizer, [texts] if isinstance(texts, str) else list(texts))
 
     def classify(
-        self, photographs: Photograph | Sequence[Photograph], labels: Sequence[str], *, prompts: dict[str, list[str]] | None = None
+        self,
+        photographs: Photograph | Sequence[Photograph],
+        labels: Sequence[str],
+        *,
+        prompts: dict[str, list[str]] | None = None,
     ) -> list[dict[str, float]]:
         """Zero-shot probabilities of labels that exclude each other; not calibrated, and no diagnosis.
 
@@ -143,7 +151,9 @@ def load(run: Path | str, *, device: str = "auto") -> Model:
         raise UserError(f"{run}: no such run directory; `maskedclip pretrain --out {run}` makes one")
     if not (folder / "config.json").is_file():
         if not (folder / "model").is_dir():
-            raise UserError(f"{run}: has no model folder; its training has not ended yet (go on with --resume true), or it is no run")
+            raise UserError(
+                f"{run}: has no model folder; its training has not ended (go on with --resume true), or it is no run"
+            )
         folder = folder / "model"
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return Model(read_model(folder), torch.device(chosen))
@@ -171,5 +181,3 @@ def _pixels(photograph: Photograph) -> np.ndarray:
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-

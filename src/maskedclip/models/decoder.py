@@ -14,7 +14,15 @@ class Decoder(nn.Module):
     """Projection, mask token, fixed positions, blocks, LayerNorm, Linear: the decoder of MAE (arXiv 2111.06377)."""
 
     def __init__(
-        self, *, encoder_width: int, class_tokens: int, grid: tuple[int, int], width: int, depth: int, heads: int, out: int
+        self,
+        *,
+        encoder_width: int,
+        class_tokens: int,
+        grid: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        out: int,
     ) -> None:
         super().__init__()
         self.class_tokens = class_tokens

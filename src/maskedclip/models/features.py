@@ -44,9 +44,7 @@ def to_input(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     return normalise(image, mean, std)
 
 
-def stack_features(
-    model: MaskedCLIP, batches: Iterable[Tensor], preprocessing: Preprocessing
-) -> dict[str, np.ndarray]:
+def stack_features(model: MaskedCLIP, batches: Iterable[Tensor], preprocessing: Preprocessing) -> dict[str, np.ndarray]:
     """`image_features` over many batches, on the processor, (N, .)."""
     device = next(model.parameters()).device
     parts: dict[str, list[np.ndarray]] = {}

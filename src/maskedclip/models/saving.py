@@ -1,4 +1,4 @@
-"""A model folder: weights, configuration, tokenizer and preprocessing; all that loading needs, offline, without pickle."""
+"""A model folder: weights, configuration, tokenizer, preprocessing; all that loading needs, offline, without pickle."""
 
 import hashlib
 import json
@@ -46,7 +46,9 @@ def save_model(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, partial / _WEIGHTS)
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, partial / _WEIGHTS
+    )
     save_file({name: value.detach().cpu().contiguous() for name, value in decoders.items()}, partial / _DECODERS)
     if tokenizer is not None:
         tokenizer.save(partial)
@@ -75,17 +77,23 @@ def read_model(folder: Path) -> SavedModel:
     """
     config = _read_json(folder, "config.json")
     if config.get("format") != FORMAT:
-        raise UserError(f"{folder}/config.json: format {config.get('format')}, this version reads {FORMAT}; update maskedclip")
+        raise UserError(
+            f"{folder}/config.json: format {config.get('format')}, this version reads {FORMAT}; update maskedclip"
+        )
     try:
         model_config = ModelConfig(**config["model"])
         stored = _read_json(folder, "preprocessing.json")
         preprocessing = Preprocessing(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: config.json or preprocessing.json is damaged ({error}); copy the folder again") from None
+        raise UserError(
+            f"{folder}: config.json or preprocessing.json is damaged ({error}); copy the folder again"
+        ) from None
     tokenizer = None
     if model_config.text is not None:
         if not (folder / "tokenizer.json").is_file():
-            raise UserError(f"{folder}: tokenizer.json is missing, so texts cannot be read; copy the whole folder again")
+            raise UserError(
+                f"{folder}: tokenizer.json is missing, so texts cannot be read; copy the whole folder again"
+            )
         tokenizer = load_tokenizer(folder, model_config.text_length)
     model = model_from_config(model_config)
     weights = folder / _WEIGHTS

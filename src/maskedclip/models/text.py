@@ -17,12 +17,12 @@ from maskedclip.errors import UserError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's processes are the parallelism
 
-from tokenizers import Tokenizer  # noqa: E402  (reads the variable above)
-from tokenizers.models import WordPiece  # noqa: E402
-from tokenizers.normalizers import BertNormalizer  # noqa: E402
-from tokenizers.pre_tokenizers import BertPreTokenizer  # noqa: E402
-from tokenizers.processors import TemplateProcessing  # noqa: E402
-from tokenizers.trainers import WordPieceTrainer  # noqa: E402
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -33,7 +33,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     learner = _bert_tokenizer(WordPiece(unk_token="[UNK]"))
     # The trainer numbers letters in the random order of a hash map and breaks ties by number; given as special tokens,
     # the letters have fixed numbers.  The tokenizer is then built anew from the vocabulary, without these marks.
-    pieces = [word for text in distinct for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text))]
+    pieces = [
+        word
+        for text in distinct
+        for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text))
+    ]
     letters = sorted({letter for word in pieces for letter in word})
     fixed = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
     trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=fixed, show_progress=False)
@@ -72,7 +76,9 @@ class TextTokenizer:
         """Encode B texts: ids int64 (B, T) and real-token mask int64 (B, T)."""
         encoded = self.tokenizer.encode_batch(list(texts))
         ids = torch.tensor([entry.ids for entry in encoded], dtype=torch.int64).reshape(len(texts), self.length)
-        mask = torch.tensor([entry.attention_mask for entry in encoded], dtype=torch.int64).reshape(len(texts), self.length)
+        mask = torch.tensor([entry.attention_mask for entry in encoded], dtype=torch.int64).reshape(
+            len(texts), self.length
+        )
         return ids, mask
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -168,7 +174,9 @@ def pretrained_bert(name: str) -> tuple[nn.Module, Tokenizer]:
 
     local = Path(name).is_dir()
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not local:
-        raise UserError(f"model.text_encoder: {name}: no such folder; give a folder with config.json and model.safetensors")
+        raise UserError(
+            f"model.text_encoder: {name}: no such folder; give a folder with config.json and model.safetensors"
+        )
     if local and not (Path(name) / "config.json").is_file():
         raise UserError(f"model.text_encoder: {name} has no config.json; give the folder of a transformers model")
     transformers.logging.set_verbosity_error()

@@ -20,7 +20,7 @@ from maskedclip.errors import UserError
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine positions of a patch grid, row by row, (1, L, D); Vaswani et al. 2017 in 2-D."""
+    """Fixed sine-cosine positions of a patch grid, row by row, (1, L, D); Vaswani et al. 2017, in two dimensions."""
     return build_sincos2d_pos_embed(list(grid), dim=width)[None]
 
 
@@ -115,7 +115,7 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
     Args:
         name: timm's name of a vision transformer.
         size: side of the input, a multiple of the patch size.
-        weights: a local .safetensors file in timm's (or DINOv2's, OpenAI CLIP's, open_clip's) names, whose positions and
+        weights: a local .safetensors file in the names of timm, DINOv2, OpenAI CLIP or open_clip, whose positions and
             patch embedding are resampled to this size and patch grid; `pretrained` fetches timm's; None is fresh, with
             fixed sine-cosine positions.
         options: arguments of timm's constructor for a fresh encoder, e.g. `patch_size`, `depth`.
@@ -128,7 +128,9 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
     try:
         vit = timm.create_model(name, pretrained=weights == "pretrained", img_size=size, num_classes=0, **options)
     except RuntimeError as error:
-        raise UserError(f"model.image_encoder: {name}: {_first_line(error)}; `timm.list_models('vit*')` lists names") from None
+        raise UserError(
+            f"model.image_encoder: {name}: {_first_line(error)}; `timm.list_models('vit*')` lists names"
+        ) from None
     except (TypeError, AssertionError, ValueError) as error:
         raise UserError(f"model.image_encoder: {name} with {options} at {size} px: {_first_line(error)}") from None
     except OSError as error:
@@ -143,7 +145,9 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
         )
     patch = vit.patch_embed.patch_size[0]
     if size % patch:
-        raise UserError(f"data.size: {size} is no multiple of the {patch} px patches of {name}; give {size // patch * patch}")
+        raise UserError(
+            f"data.size: {size} is no multiple of the {patch} px patches of {name}; give {size // patch * patch}"
+        )
     if weights is not None and weights != "pretrained":
         _load_weights(vit, Path(weights))
     vit.set_grad_checkpointing(False)
@@ -165,7 +169,9 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
     try:
         stored = {name: value.float() for name, value in load_file(path).items()}
     except SafetensorError as error:
-        raise UserError(f"model.image_weights: {path.name} is no whole safetensors file ({_first_line(error)})") from None
+        raise UserError(
+            f"model.image_weights: {path.name} is no whole safetensors file ({_first_line(error)})"
+        ) from None
     try:
         fitted = checkpoint_filter_fn(stored, vit)
         missing, unexpected = vit.load_state_dict(fitted, strict=False)

@@ -1,6 +1,6 @@
 """What objectives read: a batch on the device, and the views of it that a step computes once and all terms share.
 
-B_p paired and B_u unpaired images, B in all (this rank's), L patches, K visible, C class tokens, D width, E shared width.
+B_p paired and B_u unpaired images, B in all (this rank's), L patches, K visible, C class tokens, D width, E shared.
 """
 
 from dataclasses import dataclass
@@ -76,7 +76,8 @@ class Views:
     @cached_property
     def text_embedding(self) -> Tensor:
         """Texts of the paired images, unit length, (B_p, E)."""
-        assert self.batch.text_ids is not None and self.batch.text_mask is not None
+        assert self.batch.text_ids is not None
+        assert self.batch.text_mask is not None
         return self.model.embed_text(self.batch.text_ids, self.batch.text_mask)
 
     @cached_property

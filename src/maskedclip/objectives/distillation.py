@@ -37,7 +37,7 @@ def mse_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def prototype_loss(
     prediction: Tensor, target: Tensor, text: Tensor, text_key: Tensor, temperatures: tuple[float, float]
 ) -> Tensor:
-    """KL divergence between the target's and the prediction's distribution over text prototypes (RILS, arXiv 2301.06958).
+    """KL divergence from the target's to the prediction's distribution over text prototypes (RILS, arXiv 2301.06958).
 
     Args:
         prediction: unit length, (b, H, E).

@@ -1,7 +1,7 @@
 """Checkpoints: one folder a step, complete or absent, verified by checksum, without pickle.
 
-`state.safetensors` holds the objective's and the optimizer's tensors under names; `state.json` the step, the counters and
-the checksum.  A folder gets its name only when both are on disk.
+`state.safetensors` holds the objective's and the optimizer's tensors under names; `state.json` the step, the counters
+and the checksum.  A folder gets its name only when both are on disk.
 """
 
 import hashlib
@@ -119,7 +119,9 @@ def _tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, groups: lis
 def _restore(
     tensors: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]
 ) -> None:
-    weights = {name.removeprefix("objective/"): value for name, value in tensors.items() if name.startswith("objective/")}
+    weights = {
+        name.removeprefix("objective/"): value for name, value in tensors.items() if name.startswith("objective/")
+    }
     objective.load_state_dict(weights)
     kept: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():

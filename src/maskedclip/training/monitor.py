@@ -84,7 +84,8 @@ class Monitor:
         """Rank and spread of z on at most 64 images."""
         device = next(model.parameters()).device
         images = [
-            resize(decode(self.store.image_bytes(row)), self.preprocessing.size) for row in self.watched[:BATCH].tolist()
+            resize(decode(self.store.image_bytes(row)), self.preprocessing.size)
+            for row in self.watched[:BATCH].tolist()
         ]
         image = torch.stack(images).to(device)
         tokens = model.bridge(model.encoder(to_input(image, self.preprocessing)))
@@ -94,9 +95,10 @@ class Monitor:
 
 def collapse_message(figures: dict[str, float]) -> str | None:
     """A warning when the distillation target has become (nearly) constant, else None."""
-    if figures.get("target_spread", 1.0) < 0.05 or figures.get("target_rank", 99.0) < 1.5:
+    spread_of_target, rank = figures.get("target_spread", 1.0), figures.get("target_rank", 99.0)
+    if spread_of_target < 0.05 or rank < 1.5:
         return (
-            f"features have collapsed (spread {figures['target_spread']:.3f}, effective rank {figures['target_rank']:.1f}): "
+            f"features have collapsed (spread {spread_of_target:.3f}, effective rank {rank:.1f}): "
             "lower objective.mkd_weight or training.lr, and check that the clip loss falls"
         )
     return None

@@ -29,7 +29,7 @@ def effective_lr(recipe: Recipe) -> float:
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[Group]:
-    """Groups by part (image encoder, text encoder, rest) and decay, in a fixed order; frozen parameters are left out."""
+    """Groups by part (image encoder, text encoder, rest) and decay, in a fixed order, without frozen parameters."""
     training = recipe.training
     factors = {"image_encoder": training.image_lr_factor, "text_encoder": training.text_lr_factor, "others": 1.0}
     found: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
@@ -57,7 +57,8 @@ _PARTS = {"image_encoder": "model.encoder.", "text_encoder": "model.text_encoder
 def make_optimizer(groups: list[Group], recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over the groups, one fused kernel a group."""
     listed = [
-        {"params": list(group.parameters.values()), "lr": group.lr, "weight_decay": group.weight_decay} for group in groups
+        {"params": list(group.parameters.values()), "lr": group.lr, "weight_decay": group.weight_decay}
+        for group in groups
     ]
     return torch.optim.AdamW(listed, lr=effective_lr(recipe), betas=recipe.training.betas, fused=True)
 

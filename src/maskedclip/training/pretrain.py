@@ -20,7 +20,6 @@ from maskedclip.data.store import Store, open_store
 from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import MaskedCLIP, build_model
 from maskedclip.models.saving import Preprocessing, read_model, save_model
-from maskedclip.models.text import TextTokenizer
 from maskedclip.objectives.base import Batch
 from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
 from maskedclip.recipe import Recipe, load_recipe
@@ -132,7 +131,11 @@ class _Trainer:
             mean=recipe.data.mean,
             std=recipe.data.std,
         )
-        texts = sorted({text for row in self.pools.paired.tolist() if (text := store.text(row))}) if recipe.reads_text else []
+        texts = (
+            sorted({text for row in self.pools.paired.tolist() if (text := store.text(row))})
+            if recipe.reads_text
+            else []
+        )
         model, self.tokenizer = build_model(recipe, texts)
         if encoder_weights is not None:
             model.encoder.load_state_dict(encoder_weights)
@@ -197,7 +200,8 @@ class _Trainer:
         """Share of the paired images whose text is longer than the context."""
         if self.tokenizer is None or not texts:
             return 0.0
-        cut = {text for text, count in zip(texts, self.tokenizer.lengths(texts)) if count > self.tokenizer.length}
+        lengths = zip(texts, self.tokenizer.lengths(texts), strict=True)
+        cut = {text for text, count in lengths if count > self.tokenizer.length}
         rows = self.pools.paired.tolist()
         return sum(self.store.text(row) in cut for row in rows) / len(rows)
 
@@ -210,7 +214,9 @@ class _Trainer:
             share = self._truncated(texts)
             mend = "; raise data.context_length, or data.sentences some" if share > 0.01 else ""
             say(f"texts: {len(texts):,} distinct, {self.tokenizer.length} tokens each; {share:.1%} are cut{mend}")
-        scaled = f"{self.recipe.training.lr:g} x {paired + unpaired} / 256" if self.recipe.training.scale_lr else "as given"
+        scaled = (
+            f"{self.recipe.training.lr:g} x {paired + unpaired} / 256" if self.recipe.training.scale_lr else "as given"
+        )
         rates = ", ".join(f"{group.name} {group.lr:.2e}" for group in self.groups if "no decay" not in group.name)
         say(f"learning rates at their peak ({scaled}): {rates}")
 
@@ -296,7 +302,11 @@ class _Trainer:
         if self._leads and len(list_checkpoints(captures)) < _CAPTURES:
             at = replace(self.progress, step=step)
             folder = save_checkpoint(captures, self.objective, self.optimizer, self.groups, at)
-            facts = {"rows": host.rows.tolist(), "keys": host.keys.tolist(), "values": {k: str(v) for k, v in values.items()}}
+            facts = {
+                "rows": host.rows.tolist(),
+                "keys": host.keys.tolist(),
+                "values": {k: str(v) for k, v in values.items()},
+            }
             (folder / "batch.json").write_text(json.dumps(facts, indent=2) + "\n")
         if self.progress.bad_steps > self.recipe.training.max_bad_steps:
             raise UserError(
@@ -316,7 +326,8 @@ class _Trainer:
         }
         if self.log is not None:
             self.log.write("train", self.progress.step, values)
-        return f"loss {values.get('loss', float('nan')):.3f}  {values['images_per_second']:.0f} images/s  data wait {values['data_wait']:.0%}"
+        rate = f"{values['images_per_second']:.0f} images/s  data wait {values['data_wait']:.0%}"
+        return f"loss {values.get('loss', float('nan')):.3f}  {rate}"
 
     def _validate(self, step: int) -> None:
         if self.monitor is not None and self._leads:

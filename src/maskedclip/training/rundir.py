@@ -58,7 +58,9 @@ class RunDirectory:
             UserError: the folder holds no run.
         """
         if not self.recipe_file.is_file():
-            raise UserError(f"{self.path}: no recipe.yaml, so this is no run; give the folder that `pretrain --out` wrote")
+            raise UserError(
+                f"{self.path}: no recipe.yaml, so this is no run; give the folder that `pretrain --out` wrote"
+            )
         return recipe_from_dict(yaml.safe_load(self.recipe_file.read_text()))
 
     def write_start(self, recipe: Recipe, store: Store, command: Sequence[str], extra: dict[str, Any]) -> None:

@@ -1,0 +1,56 @@
+"""Results in a few lines for a terminal, each number with its interval."""
+
+from pathlib import Path
+from typing import Any
+
+from maskedclip.evaluation.compare import MACRO, compare_results
+
+_NAMES = {"linear": "linear probe", "knn": "k-NN"}
+
+
+def summary_lines(results: dict[str, Any]) -> list[str]:
+    """One line a protocol and feature: macro AUROC, or recall at 1; a section that was left out says why."""
+    lines = []
+    for protocol, name in _NAMES.items():
+        section = results.get(protocol)
+        if section is None:
+            continue
+        if "skipped" in section:
+            lines.append(f"{name}: left out, {section['skipped']}")
+            continue
+        for feature in ("encoder", "bridge"):
+            if feature in section:
+                lines.append(f"{name}, {feature}: macro AUROC {interval(section[feature]['macro']['auroc'])}")
+    section = results.get("zero_shot")
+    if section is not None:
+        text = (
+            f"left out, {section['skipped']}"
+            if "skipped" in section
+            else f"macro AUROC {interval(section['macro']['auroc'])}"
+        )
+        lines.append(f"zero-shot: {text}")
+    section = results.get("retrieval")
+    if section is not None and "skipped" in section:
+        lines.append(f"retrieval: left out, {section['skipped']}")
+    elif section is not None:
+        for way in ("image_to_text", "text_to_image"):
+            lines.append(f"retrieval, {way.replace('_', ' ')}: recall at 5 {interval(section[way]['recall_at_5'])}")
+    return lines
+
+
+def interval(estimate: dict[str, Any]) -> str:
+    """0.812 (0.790-0.833, n 1021), or the reason why there is no value."""
+    if estimate["value"] is None:
+        return str(estimate.get("note", "undefined"))
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f}-{estimate['high']:.3f}, n {estimate['n']})"
+
+
+def difference_line(first: Path, second: Path) -> str:
+    """The paired difference in macro AUROC of the encoder's linear probe, first minus second."""
+    estimate = compare_results(first, second).get(("linear", "encoder", MACRO))
+    if estimate is None:
+        return f"{first.name} minus {second.name}: no linear probe in both"
+    return (
+        f"{first.name} minus {second.name}, linear probe on the encoder: macro AUROC {estimate.value:+.3f} "
+        f"({estimate.low:+.3f} to {estimate.high:+.3f}, paired, n {estimate.n})"
+    )
