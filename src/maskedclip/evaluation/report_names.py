@@ -1,0 +1,29 @@
+"""The reader's words for what an evaluation names in code."""
+
+import numpy as np
+
+from maskedclip.evaluation.statistics import Estimate
+
+PROTOCOLS = {"linear": "Linear probe", "knn": "k-NN", "zero_shot": "Zero-shot", "retrieval": "Retrieval"}
+DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+_FEATURES = {"encoder": "f (encoder)", "bridge": "g(f) (bridge)", "projected": "text prompts"}
+
+
+def row_name(protocol: str, feature: str) -> str:
+    """A protocol on a feature, for a reader."""
+    name, of = PROTOCOLS.get(protocol, protocol.replace("_", " ")), _FEATURES.get(feature, feature)
+    return f"{name}, {of}" if feature == "projected" else f"{name} on {of}"
+
+
+def label_name(name: str) -> str:
+    """A label's name with spaces."""
+    return name.replace("_", " ")
+
+
+def verdict(difference: Estimate) -> str:
+    """What an interval of a difference allows one to say."""
+    if np.isnan(difference.value) or np.isnan(difference.low):
+        return "undefined"
+    if difference.low > 0:
+        return "better: the interval is above 0"
+    return "worse: the interval is below 0" if difference.high < 0 else "no difference shown: the interval includes 0"
