@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 SAMPLES = 128
+LARGEST_RADIUS = 2.0  # of a shape, by the reach of its points: a huge circle comes near to everything
 LARGEST_ASPECT = 1.8  # of an ellipse that was a circle before somebody resized the photograph
 
 
@@ -62,7 +63,8 @@ def _consensus(points: np.ndarray, kind: Literal["circle", "ellipse"]) -> Ellips
         return None
     solved = np.linalg.solve(drawn[usable, :, :unknowns], drawn[usable, :, unknowns:])[:, :, 0]
     shapes = _shapes(solved, kind)  # (S, 4): row, column, tall, wide
-    shapes = shapes[np.isfinite(shapes).all(axis=1)]
+    likely = np.sqrt(shapes[:, 2] * shapes[:, 3]) < LARGEST_RADIUS * np.abs(local).max()  # False for NaN too
+    shapes = shapes[likely]
     if not len(shapes):
         return None
     row, column, tall, wide = (shapes[:, index, None] for index in range(4))

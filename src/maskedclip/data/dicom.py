@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from typing import Any
 
 import numpy as np
 
 from maskedclip.data.pixels import MAX_PIXELS, UndecodableImage, first_line, stretch, too_large
+
+# Real files bend the standard in many small ways; pydicom reads them and says so at length.
+warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
 
 
 def is_dicom(data: bytes, name: str = "") -> bool:
@@ -97,7 +101,9 @@ def _first(value: Any) -> float | None:
 
 
 def _damage(error: Exception) -> str:
-    message = first_line(error)
-    if "plugin" in message or "missing required dependencies" in message or "missing dependencies" in message:
+    told = str(error).lower()
+    if "missing dependencies" in told or "missing required dependencies" in told:
         return "is a DICOM file whose compression needs a decoder: install maskedclip[medical]"
-    return f"is a damaged DICOM file ({message})"
+    if "less than expected" in told or "unexpected end" in told:
+        return "is a truncated DICOM file"
+    return f"is a damaged DICOM file ({first_line(error)})"

@@ -125,7 +125,7 @@ def resize(image: np.ndarray, height: int, width: int, *, mode: str = "bicubic")
     """
     if image.shape[:2] == (height, width):
         return image
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    tensor = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(tensor, size=(height, width), mode=mode, antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 

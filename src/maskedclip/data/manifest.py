@@ -88,7 +88,8 @@ def read_manifest(path: Path, *, encoding: str = "utf-8", allow_outside: bool = 
         faults.add("there are no rows: list at least one image")
     check_columns(raw.table.column_names, faults)
     table = _normalised(raw.table, rows, faults, notes)
-    _check_images(table, rows, faults)
+    if "image" in raw.table.column_names:
+        _check_images(table, rows, faults)
     for name in table.column_names:
         if name == "image" or name.startswith("mask."):
             check_paths(table.column(name), name, root, rows, faults, allow_outside=allow_outside)
@@ -149,8 +150,8 @@ def _forward_slashes(column: pa.ChunkedArray, notes: list[str]) -> pa.ChunkedArr
 
 def _check_images(table: pa.Table, rows: np.ndarray, faults: FaultList) -> None:
     missing = table.column("image").is_null().to_numpy()
-    if missing.all():  # no such column, told already; or nothing in it, told once
-        if len(rows) and "image" in table.column_names:
+    if missing.all():
+        if len(rows):
             faults.add("is empty in every row: give the images' paths", column="image")
         return
     for row in rows[missing]:

@@ -223,8 +223,9 @@ def check_paths(
             continue
         path = str(local_path(value, root)) if value.startswith("file://") else value
         parent, slash, base = path.rpartition("/")
+        parent = parent or slash  # "/a.png" lies in "/", "a.png" in the manifest's folder
         if parent not in folders:
-            real, links = _resolved(os.path.join(root, parent or slash))
+            real, links = _resolved(os.path.join(root, parent))
             folders[parent] = real, real == inside or real.startswith(below), links
         real, ok, links = folders[parent]
         if base in links or base in ("..", "."):

@@ -19,7 +19,7 @@ def too_large() -> UndecodableImage:
 
 def first_line(error: Exception) -> str:
     """An error's message in few words."""
-    return str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+    return str(error).splitlines()[0][:100].rstrip(":") if str(error) else type(error).__name__
 
 
 def stretch(values: np.ndarray) -> np.ndarray:
