@@ -1,10 +1,12 @@
+import warnings
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from maskedclip.evaluation.probe import GRID, linear_probe, standardise
+from maskedclip.evaluation.probe import GRID, linear_probe, score_paths, standardise
 from maskedclip.evaluation.tasks import Prediction, Task, read_tasks
 
 N = 360
@@ -132,6 +134,41 @@ def test_linear_probe__class_without_training_rows_has_no_score() -> None:
     assert np.isnan(answer.scores[:, 3]).all()
     assert answer.scores[:, :3].sum(axis=1) == pytest.approx(1)
     assert (answer.predicted < 3).all()
+
+
+def test_score_paths__equals_scikit_learn_at_each_c() -> None:
+    """Correlated as a network's features are, also without a warm start and at a tighter tolerance."""
+    generator = np.random.Generator(np.random.Philox(5))
+    mix = generator.normal(size=(40, 40)) / np.arange(1, 41)[:, None]
+    x = standardise(generator.normal(size=(300, 40)) @ mix, np.ones(300, dtype=bool))
+    noisy = x[:, 0] + generator.normal(size=300)
+    labels = {"rare": (noisy > 2).astype(np.float32), "grade": np.digitize(noisy, [-1, 0, 1]).astype(np.float32)}
+    labels["rare"][:50] = np.nan
+    tasks = list(read_tasks(labels)[0].values())
+    train, query = np.arange(300) < 200, np.arange(200, 300)
+    for task, path in zip(tasks, score_paths(x, tasks, train, query, GRID), strict=True):
+        rows = train & task.known
+        for c, scores in zip(GRID, path, strict=True):
+            model = LogisticRegression(C=c, tol=1e-9, max_iter=20000).fit(x[rows], task.truth[rows])
+            expected = model.predict_proba(x[query])
+            assert scores == pytest.approx(expected[:, 1] if task.kind == "binary" else expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])  # 0: the features of a collapsed model
+def test_score_paths__warns_of_nothing(spread: float) -> None:
+    generator = np.random.Generator(np.random.Philox(6))
+    x = spread * np.repeat(generator.normal(size=(60, 15)), 2, axis=1)  # each column twice
+    place = np.arange(60, dtype=np.float32)
+    x[:, :2] += 5 * spread * (place[:, None] >= 30)  # and one label separable
+    labels = {f"{count}": (place < count).astype(np.float32) for count in range(3, 31, 3)} | {"grade": place % 3}
+    tasks = list(read_tasks(labels)[0].values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths = score_paths(x, tasks, np.ones(60, dtype=bool), np.arange(60), GRID)
+    for task, path in zip(tasks, paths, strict=True):
+        if not spread:
+            share = np.bincount(task.truth) / 60
+            assert path == pytest.approx(np.full(path.shape, share[1] if task.kind == "binary" else share), abs=1e-4)
 
 
 def test_standardise__constant_columns_become_zero() -> None:
