@@ -3,12 +3,17 @@
 import argparse
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+# A thread that waits for the others sleeps instead of spinning: beside one other busy process, a training step on two
+# cores is nine times as fast (benchmarks/RESULTS.md).  Read when the first heavy import loads OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from maskedclip import __version__
 from maskedclip.errors import CheckFailed, UserError
@@ -99,7 +104,17 @@ def _curate(args: argparse.Namespace) -> None:
         text_encoding=args.encoding,
         allow_outside=args.allow_outside,
     )
-    _next(*done.lines(), f"next: maskedclip pretrain --config maskedclip --config tiny --data {args.out} --out RUN")
+    counts = done.counts
+    for rejected in done.quarantine[:20]:
+        print(f"quarantined: row {rejected.row}, {rejected.image}: {rejected.reason}", file=sys.stderr)
+    _next(
+        *done.notes,
+        f"{counts['stored']:,} images in {args.out} ({counts['paired']:,} with text, {counts['unpaired']:,} without), "
+        f"{done.images_per_second:.0f} images/s",
+        f"{counts['quarantined']:,} quarantined"
+        + (f"; every reason is in {args.out}/quarantine.csv" if counts["quarantined"] else ""),
+        f"next: maskedclip pretrain --config maskedclip --config tiny --data {args.out} --out RUN",
+    )
 
 
 # --- pretrain --------------------------------------------------------------------------------------------------------
@@ -209,7 +224,7 @@ def _embed(args: argparse.Namespace) -> None:
     from maskedclip.deployment.model import load
 
     embed(load(args.run), args.data, args.out)
-    _next(f"features in {args.out}", f"next: python -c \"import pandas; print(pandas.read_parquet('{args.out}'))\"")
+    _next(f"features in {args.out}", "next: open it with Polars or DuckDB; columns id, encoder, bridge, projected")
 
 
 def _classify_arguments(parser: argparse.ArgumentParser) -> None:

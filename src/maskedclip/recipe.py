@@ -5,7 +5,9 @@ The defaults are the full recipe of SPEC.md (ViT-B/16 at 224 px).  Values that a
 """
 
 import dataclasses
+import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -338,7 +340,7 @@ def recipe_parser(prog: str = "maskedclip pretrain") -> Any:
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False, default_meta=False)
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="recipe file or shipped name; several may be stacked")
     parser.add_class_arguments(Recipe, as_group=True)
     return parser
@@ -350,17 +352,33 @@ def load_recipe(configs: Sequence[str] = (), overrides: Sequence[str] = ()) -> R
     Raises:
         UserError: unknown file, unknown key, a value of the wrong type, a contradiction.
     """
-    import jsonargparse
-
-    parser = recipe_parser()
-    arguments = [argument for name in configs for argument in ("--config", str(recipe_path(name)))]
-    try:
-        parsed = parser.parse_args([*arguments, *overrides], _skip_validation=False)
-    except (jsonargparse.ArgumentError, SystemExit) as error:
-        raise UserError(_one_line(error)) from None
-    values = parsed.as_dict()
+    paths = [recipe_path(name) for name in configs]
+    for path in paths:  # each alone first, so that a fault is told with its file
+        _parse([f"--config={path}"], f"--config {path.name}: ")
+    values = _parse([*(f"--config={path}" for path in paths), *overrides]).as_dict()
     values.pop("config", None)
     return recipe_from_dict(values)
+
+
+def _parse(arguments: Sequence[str], where: str = "") -> Any:
+    import jsonargparse
+
+    try:
+        return recipe_parser().parse_args(list(arguments))
+    except (jsonargparse.ArgumentError, SystemExit) as error:
+        message = re.sub(r"Parser key \"(.+?)\": ", r"\1: ", _one_line(error))
+        raise UserError(where + message + _near(message)) from None
+
+
+def _near(message: str) -> str:
+    """The field that an unknown name may have meant."""
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)|Group '(\w+)' does not accept option '(\w+)'", message)
+    if unknown is None:
+        return ""
+    name = unknown.group(1) or f"{unknown.group(2)}.{unknown.group(3)}"
+    known = [f"{section}.{key}" for section, fields in Recipe().to_dict().items() if section != "seed" for key in fields]
+    near = difflib.get_close_matches(name, [*known, "seed"], 1)
+    return f"; did you mean {near[0]}?" if near else "; `maskedclip pretrain --help` lists all fields"
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

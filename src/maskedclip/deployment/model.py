@@ -115,7 +115,7 @@ class Model:
         directions = np.stack([_unit(self.encode_text(sentences).mean(axis=0)) for sentences in ensembles])
         images = self.encode_image(photographs, "projected")
         assert self.module.logit_scale is not None
-        logits = float(self.module.scale) * images.astype(np.float64) @ directions.T
+        logits = float(self.module.scale.detach()) * images.astype(np.float64) @ directions.T
         logits -= logits.max(axis=1, keepdims=True)
         shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         return [dict(zip(labels, row.tolist(), strict=True)) for row in shares]

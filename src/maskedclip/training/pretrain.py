@@ -113,6 +113,8 @@ class _Trainer:
         if training.first_stage is not None:
             self.steps = training.steps - round(training.steps * training.first_stage_share)
         self.stage = recipe.replace(training={"steps": self.steps})
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
         self.fabric = Fabric(
             accelerator=training.accelerator,
             strategy=training.strategy,
@@ -120,7 +122,6 @@ class _Trainer:
             num_nodes=training.num_nodes,
             precision=training.precision,
         )
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         self.fabric.launch()
         check_ranks(recipe, self.fabric.world_size)
         self.pools: Pools = make_pools(store, recipe)
