@@ -157,9 +157,9 @@ class _Work:
         )
         try:
             partial.mkdir(parents=True, exist_ok=True)
+            work._resume()
         except OSError as error:
-            raise UserError(f"{partial}: cannot be made ({error.strerror}): name another folder with --out") from error
-        work._resume()
+            raise UserError(f"{partial}: cannot be written ({error.strerror}): name another --out") from error
         return work
 
     def _resume(self) -> None:

@@ -82,7 +82,7 @@ def run_engine(manifest: Manifest, settings: RowSettings, engine: Engine, start:
     """
     stop = len(manifest)
     window = stop if engine == "local" else RAY_WINDOW
-    processes = engine == "local" and len(os.sched_getaffinity(0)) >= MANY_CORES and stop - start >= MANY_ROWS
+    processes = engine == "local" and _cores() >= MANY_CORES and stop - start >= MANY_ROWS
     try:
         for first in range(start, stop, window):
             table = _inputs(manifest, first, min(stop, first + window))
@@ -93,6 +93,11 @@ def run_engine(manifest: Manifest, settings: RowSettings, engine: Engine, start:
     finally:
         # Daft's threads still drop Python objects for a moment; an interpreter that ends meanwhile can abort.
         time.sleep(SETTLE)
+
+
+def _cores() -> int:
+    """Cores that this process may use; fewer than the machine has in a container or a batch job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _inputs(manifest: Manifest, first: int, stop: int) -> pa.Table:
