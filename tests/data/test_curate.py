@@ -199,6 +199,23 @@ def test_curate__fitting_sources_keep_their_bytes(tmp_path: Path) -> None:
     assert np.array_equal(decode(lossless["c.png"]["image"]["bytes"]), expected)
 
 
+def test_curate_row__fitting_masks_keep_their_bytes() -> None:
+    square = np.asarray(Image.fromarray(_eye(1, 400, 400)[20:380, 20:380]).resize((SIZE, SIZE)))
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[20:40, 20:40] = 255
+    bilevel = io.BytesIO()
+    Image.fromarray(mask > 0).save(bilevel, "PNG")
+    settings = RowSettings(size=SIZE, crop="fundus", encoding="jpeg")
+    image = Source(name="a.png", path=None, fetched=encode_png(square))
+    given = {"mask.a": encode_png(mask), "mask.b": bilevel.getvalue()}
+    row = curate_row(
+        image, {name: Source(name=name, path=None, fetched=data) for name, data in given.items()}, settings
+    )
+    assert row["mask.a"] == given["mask.a"]
+    assert Image.open(io.BytesIO(row["mask.b"])).mode == "L"
+    assert np.array_equal(decode_mask(row["mask.b"]), mask)
+
+
 def test_curate__crop_none_keeps_the_frame(manifest: Path, tmp_path: Path) -> None:
     row = _rows(_curate(manifest, tmp_path / "store", crop="none", encoding="png").out)[0]
     picture = decode(row["image"]["bytes"])
@@ -429,7 +446,8 @@ class _Handler(SimpleHTTPRequestHandler):
         pass
 
 
-def test_curate__urls_are_fetched(tmp_path: Path) -> None:
+def test_curate__urls_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     served = tmp_path / "served"
     served.mkdir()
     (served / "a.png").write_bytes(encode_png(_eye(0)))

@@ -108,8 +108,11 @@ def curate_row(image: Source, masks: dict[str, Source | None], settings: RowSett
 
 
 def _moved_mask(mask: Source, transform: Transform) -> bytes:
-    pixels = decode_mask(mask.read())
+    data = mask.read()
+    pixels = decode_mask(data)
     if pixels.shape != transform.source:
         (height, width), (rows, columns) = pixels.shape, transform.source
         raise UndecodableImage(f"is {width} x {height} px where its image is {columns} x {rows} px")
+    if transform.is_identity and data.startswith(b"\x89PNG") and data[24:26] == b"\x08\0":
+        return data  # 8 bits, one channel (IHDR's depth and colour type): what a store holds
     return encode_png(transform.apply_to_mask(pixels))
