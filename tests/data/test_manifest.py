@@ -204,7 +204,7 @@ def test_read_manifest__latin1_is_told_by_row_and_column_and_read_when_named(tmp
     content = "image,text,notes\na.png,normal,é\nb.png,Rétinopathie,x\n".encode("latin-1")
     faults = _faults(tmp_path, content)
     assert {(rows, column) for rows, column, _ in faults} == {((2,), "notes"), ((3,), "text")}
-    assert all("--text_encoding latin-1" in problem for _, _, problem in faults)
+    assert all("--encoding latin-1" in problem for _, _, problem in faults)
     table = read_manifest(tmp_path / "m.csv", encoding="latin-1").table
     assert table.column("text").to_pylist() == ["normal", "Rétinopathie"]
     with pytest.raises(UserError, match="'klingon' is unknown"):

@@ -233,7 +233,7 @@ def check_paths(
             ok = real.startswith(below)
         if not ok:
             faults.add(
-                f"leads out of the manifest's folder, to {real}: move the file inside, or say --allow_outside true",
+                f"leads out of the manifest's folder, to {real}: move the file inside, or say --allow-outside",
                 column=name,
                 row=int(row),
             )

@@ -87,7 +87,7 @@ def _decode(data: bytes, encoding: str, notes: list[str]) -> str:
     try:
         return data.decode("utf-8-sig" if codec == "utf-8" else codec, errors="surrogateescape")
     except UnicodeError as error:
-        raise UserError(f"the manifest is not {encoding} ({error}): give its encoding, --text_encoding") from error
+        raise UserError(f"the manifest is not {encoding} ({error}): give its encoding, --encoding") from error
 
 
 def _separator(header: str, default: str) -> str:
@@ -167,7 +167,7 @@ def _to_columns(records: list[list[str]], header: list[str], rows: list[int], fa
                 if _UNDECODED.search(cell):
                     faults.add(
                         "has letters that are not UTF-8: save the file as UTF-8, or give its encoding, "
-                        "such as --text_encoding latin-1",
+                        "such as --encoding latin-1",
                         column=_UNDECODED.sub("?", name),
                         row=row,
                     )
@@ -217,7 +217,7 @@ def _read_json_lines(data: bytes, encoding: str, faults: FaultList) -> RawTable:
         if not line.strip():
             continue
         if _UNDECODED.search(line):
-            faults.add("has letters that are not UTF-8: give the file's encoding, --text_encoding latin-1", row=number)
+            faults.add("has letters that are not UTF-8: give the file's encoding, --encoding latin-1", row=number)
             line = _UNDECODED.sub("?", line)
         try:
             record = json.loads(line)
