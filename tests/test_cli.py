@@ -57,12 +57,7 @@ def test_help__imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_help__of_every_verb_shows_its_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["maskedclip", verb, "--help"])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            assert not stop.code
+    assert _run(verb, "--help") == 0
     shown = capsys.readouterr().out
     assert f"maskedclip {verb}" in cli.VERBS[verb].example
     assert cli.VERBS[verb].example.split("--")[0].strip() in shown

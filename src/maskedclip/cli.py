@@ -148,16 +148,22 @@ def _pretrain(args: argparse.Namespace) -> None:
         recipe = run.read_recipe()
     else:
         recipe = load_recipe(args.config or ["maskedclip", "vitb16"], args.rest)
-    done = pretrain(recipe, [store for group in args.data for store in group], args.out, resume=args.resume)
-    stores = " ".join(f"--data {group[0]}" for group in args.data[:1])
+    stores = [store for group in args.data for store in group]
+    done = pretrain(recipe, stores, args.out, resume=args.resume)
+    if not done.leads:
+        return
+    from maskedclip.data.store import open_store
+    from maskedclip.evaluation.report import write_report
+
+    report = write_report(args.out / "report.html", args.out, open_store(stores))
     if done.complete:
         _next(
-            f"{args.out}: {done.step} steps done; the model is in {args.out}/model",
-            f"next: maskedclip evaluate {args.out} {stores} --out {args.out}/evaluation",
+            f"{args.out}: {done.step} steps done; the model is in {args.out}/model, curves and pictures in {report}",
+            f"next: maskedclip evaluate {args.out} --data {stores[0]} --out {args.out}/evaluation",
         )
     else:
         _next(
-            f"{args.out}: stopped at step {done.step}, {done.reason}",
+            f"{args.out}: stopped at step {done.step}, {done.reason}; the model so far is in {args.out}/model",
             "next: the same command with --resume true goes on",
         )
 

@@ -49,6 +49,9 @@ class DataRecipe:
     """Area range of the random resized crop of images without text."""
     horizontal_flip: bool = True
     """Mirror half of the images."""
+    colour_jitter: float = 0.0
+    """Most that brightness, contrast and saturation are changed by, as a share; keeps a small set's cameras from being
+    learnt by heart."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the channels, in [0, 1], subtracted before the encoder."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -75,6 +78,7 @@ class DataRecipe:
         )
         _require(self.context_length >= 4, "data.context_length: too short; give 4 tokens or more")
         _require(self.workers >= 0, f"data.workers: {self.workers} is negative; give 0 or more")
+        _require(0 <= self.colour_jitter < 1, f"data.colour_jitter: {self.colour_jitter} is outside [0, 1); e.g. 0.3")
         for name in ("crop_scale_paired", "crop_scale_unpaired"):
             low, high = getattr(self, name)
             _require(0 < low <= high <= 1, f"data.{name}: ({low}, {high}) must hold 0 < low <= high <= 1")
@@ -376,7 +380,9 @@ def _near(message: str) -> str:
     if unknown is None:
         return ""
     name = unknown.group(1) or f"{unknown.group(2)}.{unknown.group(3)}"
-    known = [f"{section}.{key}" for section, fields in Recipe().to_dict().items() if section != "seed" for key in fields]
+    known = [
+        f"{section}.{key}" for section, fields in Recipe().to_dict().items() if section != "seed" for key in fields
+    ]
     near = difflib.get_close_matches(name, [*known, "seed"], 1)
     return f"; did you mean {near[0]}?" if near else "; `maskedclip pretrain --help` lists all fields"
 

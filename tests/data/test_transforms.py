@@ -22,6 +22,16 @@ def test_augment__is_a_pure_function_of_the_key() -> None:
     assert first.shape == (3, 32, 32)
 
 
+def test_augment__jitter_changes_colours_and_nothing_else() -> None:
+    image = transforms.decode(draw(0, 48, 3))
+    plain = transforms.augment(image, key=5, size=32, scale=(0.2, 1.0), flip=True)
+    jittered = transforms.augment(image, key=5, size=32, scale=(0.2, 1.0), flip=True, jitter=0.4)
+    assert torch.equal(jittered, transforms.augment(image, key=5, size=32, scale=(0.2, 1.0), flip=True, jitter=0.4))
+    assert not torch.equal(jittered, plain)
+    edges = [torch.diff(picture.float().mean(dim=0), dim=1).flatten() for picture in (plain, jittered)]
+    assert torch.corrcoef(torch.stack(edges))[0, 1] > 0.9
+
+
 def test_augment__whole_image_without_flip_is_nearly_resize() -> None:
     image = transforms.decode(draw(0, 48, 3))
     plain = transforms.resize(image, 24).float()

@@ -71,7 +71,11 @@ class StepDataset(Dataset[HostBatch]):
         for row, key, scale in zip(rows.tolist(), keys.tolist(), scales, strict=True):
             image, replaced = self._decode(row)
             substituted += replaced
-            images.append(transforms.augment(image, size=data.size, scale=scale, flip=data.horizontal_flip, key=key))
+            images.append(
+                transforms.augment(
+                    image, size=data.size, scale=scale, flip=data.horizontal_flip, key=key, jitter=data.colour_jitter
+                )
+            )
         batch = HostBatch(
             step=step,
             rows=torch.from_numpy(rows),

@@ -48,8 +48,10 @@ def random_crop_box(
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def augment(image: Tensor, *, size: int, scale: tuple[float, float], flip: bool, key: int) -> Tensor:
-    """Random resized crop and mirroring, decided by `key` alone.
+def augment(
+    image: Tensor, *, size: int, scale: tuple[float, float], flip: bool, key: int, jitter: float = 0.0
+) -> Tensor:
+    """Random resized crop, mirroring and colour jitter, decided by `key` alone.
 
     Args:
         image: uint8 (3, H, W).
@@ -57,6 +59,7 @@ def augment(image: Tensor, *, size: int, scale: tuple[float, float], flip: bool,
         scale: area range of the crop.
         flip: mirror half of the images.
         key: of the sample at its step.
+        jitter: brightness, contrast and saturation are multiplied by factors within 1 - jitter .. 1 + jitter.
 
     Returns: uint8 (3, size, size).
     """
@@ -66,7 +69,14 @@ def augment(image: Tensor, *, size: int, scale: tuple[float, float], flip: bool,
     cropped = transform.resized_crop(
         image, top, left, height, width, [size, size], interpolation=_BICUBIC, antialias=True
     )
-    return transform.horizontal_flip(cropped) if mirrored else cropped
+    if mirrored:
+        cropped = transform.horizontal_flip(cropped)
+    if jitter:
+        brightness, contrast, saturation = random.uniform(1 - jitter, 1 + jitter, 3).tolist()
+        cropped = transform.adjust_brightness(cropped, brightness)
+        cropped = transform.adjust_contrast(cropped, contrast)
+        cropped = transform.adjust_saturation(cropped, saturation)
+    return cropped
 
 
 def resize(image: Tensor, size: int) -> Tensor:

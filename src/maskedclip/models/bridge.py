@@ -6,19 +6,12 @@ The paper names the module; its depth and width are ours, fields of the recipe.
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from maskedclip.models.initialisation import initialise
+
 
 def transformer_blocks(width: int, depth: int, heads: int) -> nn.Sequential:
     """Pre-norm blocks as timm's ViT has them, without dropout or stochastic depth."""
     return nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
-
-
-def initialise(module: nn.Module) -> None:
-    """Matrices from Xavier's uniform distribution and zero biases, as MAE (arXiv 2111.06377) has them."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
 
 
 class Bridge(nn.Module):

@@ -6,7 +6,8 @@ B images, L patches, K visible ones, C class tokens (1 or 0), D the encoder's wi
 import torch
 from torch import Tensor, nn
 
-from maskedclip.models.bridge import initialise, transformer_blocks
+from maskedclip.models.bridge import transformer_blocks
+from maskedclip.models.initialisation import initialise
 from maskedclip.models.vit import sincos_positions
 
 

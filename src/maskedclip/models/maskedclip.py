@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from maskedclip.errors import UserError
 from maskedclip.models.bridge import Bridge
+from maskedclip.models.initialisation import initialise
 from maskedclip.models.text import (
     TextEncoder,
     TextTokenizer,
@@ -158,7 +159,9 @@ def _text_parts(recipe: Recipe, texts: Sequence[str]) -> tuple[nn.Module, Tokeni
         heads=chosen.small_text_heads,
         positions=recipe.data.context_length,
     )
-    return bert_from_config(config), backend
+    bert = bert_from_config(config)
+    initialise(bert)
+    return bert, backend
 
 
 def _text_length(recipe: Recipe, bert: nn.Module, backend: Tokenizer, texts: Sequence[str]) -> int:

@@ -193,6 +193,8 @@ def pretrained_bert(name: str) -> tuple[nn.Module, Tokenizer]:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
         backend = tokenizer.backend_tokenizer
+        backend.no_padding()  # a saved tokenizer may pad and cut by itself
+        backend.no_truncation()
     except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:240]
         mend = (

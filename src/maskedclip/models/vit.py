@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskedclip.errors import UserError
+from maskedclip.models.initialisation import initialise
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
@@ -150,8 +151,18 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
         )
     if weights is not None and weights != "pretrained":
         _load_weights(vit, Path(weights))
-    vit.set_grad_checkpointing(False)
+    if weights is None:
+        _initialise_as_mae(vit)
     return ImageEncoder(vit, fixed_positions=weights is None)
+
+
+def _initialise_as_mae(vit: VisionTransformer) -> None:
+    """MAE's initialisation (arXiv 2111.06377): a narrow encoder learns nothing for long from timm's std of 0.02."""
+    initialise(vit)
+    nn.init.xavier_uniform_(vit.patch_embed.proj.weight.data.flatten(1))
+    for token in (vit.cls_token, vit.reg_token):
+        if token is not None:
+            nn.init.normal_(token, std=0.02)
 
 
 def _check_weights(weights: str) -> None:

@@ -39,12 +39,16 @@ _CAPTURES = 3
 
 @dataclass(frozen=True)
 class Finished:
-    """How a call of `pretrain` ended.  step: of the next step.  complete: all steps are done."""
+    """How a call of `pretrain` ended.
+
+    step: of the next step.  complete: all steps are done.  leads: whether this rank is the one that speaks.
+    """
 
     run: Path
     step: int
     complete: bool
     reason: str
+    leads: bool = True
 
 
 def pretrain(
@@ -79,7 +83,7 @@ def pretrain(
     if recipe.training.first_stage is not None:
         first = pretrain(_first_stage(recipe), data, out / "first_stage", resume=True, command=command)
         if not first.complete:
-            return Finished(out, first.step, False, f"the first stage ended early: {first.reason}")
+            return Finished(out, first.step, False, f"the first stage ended early: {first.reason}", first.leads)
         encoder_weights = read_model(first.run / "model").model.encoder.state_dict()
     return _Trainer(recipe, store, run, command or sys.argv, encoder_weights).train()
 
@@ -258,7 +262,7 @@ class _Trainer:
         if self._leads:
             self._write_model()
         self.fabric.barrier()
-        return Finished(self.run.path, self.progress.step, complete, reason)
+        return Finished(self.run.path, self.progress.step, complete, reason, self._leads)
 
     def _step(self, step: int, host: HostBatch, window: "_Window") -> None:
         """One optimizer step; skipped, counted and captured when its loss or gradient is not finite."""
