@@ -8,6 +8,7 @@ import torch
 from maskedclip.data.loader import HostBatch, StepDataset, step_loader
 from maskedclip.data.sampler import make_pools
 from maskedclip.data.store import open_store
+from maskedclip.errors import UserError
 from maskedclip.models.text import TextTokenizer, train_tokenizer
 from maskedclip.recipe import Recipe, load_recipe
 from tests.stores import SENTENCES, TINY, make_store
@@ -81,3 +82,15 @@ def test_dataset__replaces_and_counts_what_cannot_be_decoded(
     assert batch.substituted == 1
     assert batch.image.shape == good.image.shape
     assert torch.equal(batch.image[[0, 1, 3, 4]], good.image[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_step_loader__a_damaged_store_is_one_line(tmp_path: Path, workers: int) -> None:
+    folder = make_store(tmp_path / "s")
+    dataset = _dataset(folder, _recipe(workers))
+    dataset.store.image_bytes(0)
+    for path in folder.glob(".cache/*/*.arrow"):
+        path.write_bytes(path.read_bytes().replace(b"IHDR", b"XXXX"))
+    with pytest.raises(UserError, match="cannot be decoded; the store is damaged") as caught:
+        list(step_loader(_dataset(folder, _recipe(workers)), 0, 1))
+    assert "\n" not in str(caught.value)

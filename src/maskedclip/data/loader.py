@@ -119,7 +119,10 @@ def step_loader(dataset: StepDataset, start: int, stop: int) -> Iterator[HostBat
         # Spawned workers share nothing by accident; forked ones can inherit locks held by the parent's threads.
         multiprocessing_context="spawn" if workers and sys.platform != "linux" else ("forkserver" if workers else None),
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UserError as error:  # a worker's error arrives with its traceback in the message
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("maskedclip.errors.UserError: ")) from None
 
 
 def _single_thread(_worker: int) -> None:

@@ -42,8 +42,30 @@ def save_model(
     preprocessing: Preprocessing,
     decoders: Mapping[str, Tensor],
 ) -> None:
-    """Write a model folder, replacing an earlier one only when the new one is complete."""
+    """Write a model folder, replacing an earlier one only when the new one is complete.
+
+    Raises:
+        UserError: it cannot be written, e.g. for want of space; an earlier one is left as it was.
+    """
     partial = folder.with_name(folder.name + ".partial")
+    try:
+        _write(partial, model, tokenizer, preprocessing, decoders)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"{folder}: the model cannot be written ({error}); free some space, then --resume true"
+        ) from None
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _write(
+    partial: Path,
+    model: MaskedCLIP,
+    tokenizer: TextTokenizer | None,
+    preprocessing: Preprocessing,
+    decoders: Mapping[str, Tensor],
+) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(
@@ -55,8 +77,6 @@ def save_model(
     (partial / "preprocessing.json").write_text(json.dumps(asdict(preprocessing), indent=2) + "\n")
     config = {"format": FORMAT, "fingerprint": _fingerprint(partial), "model": model.config.to_dict()}
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 @dataclass(frozen=True)

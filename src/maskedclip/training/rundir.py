@@ -116,7 +116,7 @@ class RunDirectory:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the half line of a killed run
-            if entry["step"] <= step:
+            if step and entry["step"] <= step:  # a run that begins anew logs its step 0 anew
                 kept.append(line)
         self.metrics.write_text("".join(line + "\n" for line in kept))
 
@@ -136,9 +136,11 @@ def _commit() -> str | None:
     """The commit of a checkout; None for an installed package."""
     folder = Path(__file__).parent
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False
+        tracked, found = (
+            subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
+            for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"])
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    # a package installed below somebody else's repository is not of its commit
+    return found.stdout.strip() or None if tracked.returncode == 0 else None

@@ -1,0 +1,53 @@
+"""Learning rates are a pure function of the step, and nothing decays that should not."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskedclip.models.maskedclip import build_model
+from maskedclip.objectives.pretraining import build_objective
+from maskedclip.recipe import Recipe, load_recipe
+from maskedclip.training.optimizer import effective_lr, lr_factor, make_optimizer, parameter_groups, set_learning_rates
+from tests.stores import SENTENCES, TINY
+
+
+def test_effective_lr__is_base_times_batch_over_256() -> None:  # P27
+    assert effective_lr(Recipe()) == pytest.approx(1.5e-4)
+    halved = Recipe().replace(data={"batch_paired": 64, "batch_unpaired": 64})
+    assert effective_lr(halved) == pytest.approx(0.75e-4)
+    assert effective_lr(halved.replace(training={"scale_lr": False})) == pytest.approx(1.5e-4)
+    assert effective_lr(halved.replace(data={"pool": "paired"})) == pytest.approx(1.5e-4 / 4)
+
+
+@given(steps=st.integers(1, 3000), warmup=st.floats(0, 0.9))
+def test_lr_factor__rises_then_falls_to_nothing(steps: int, warmup: float) -> None:
+    recipe = Recipe().replace(training={"steps": steps, "warmup": warmup})
+    factors = [lr_factor(step, recipe) for step in range(steps)]
+    peak = max(0, round(warmup * steps) - 1)
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert (
+        factors[-1] <= 0.5 * (1 + math.cos(math.pi * (1 - 1 / max(1, steps - round(warmup * steps))))) + 1e-9
+        or peak == steps - 1
+    )
+
+
+def test_parameter_groups__decay_matrices_only_and_cover_everything() -> None:
+    recipe = load_recipe(["maskedclip", "tiny"], [*TINY, "--training.text_lr_factor", "0.2"])
+    model, _ = build_model(recipe, SENTENCES)
+    objective = build_objective(recipe, model)
+    groups = parameter_groups(objective, recipe)
+    named = {name: (group, parameter) for group in groups for name, parameter in group.parameters.items()}
+    assert set(named) == {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    for name, (group, parameter) in named.items():
+        if parameter.ndim < 2 or any(mark in name for mark in ("cls_token", "mask_token", "pos", "logit_scale")):
+            assert group.weight_decay == 0, name
+        elif "embeddings" not in name:
+            assert group.weight_decay == 0.05, name
+        assert group.lr == pytest.approx(effective_lr(recipe) * (0.2 if "text_encoder.bert" in name else 1)), name
+    optimizer = make_optimizer(groups, recipe)
+    factor = set_learning_rates(optimizer, groups, 3, recipe)
+    assert [entry["lr"] for entry in optimizer.param_groups] == pytest.approx([group.lr * factor for group in groups])
