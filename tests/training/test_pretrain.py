@@ -148,8 +148,8 @@ def test_pretrain__the_learning_rates_are_printed(
 ) -> None:  # P27
     pretrain(_recipe("--training.steps", "1", "--training.text_lr_factor", "0.2"), folder, tmp_path / "run")
     said = capsys.readouterr().err
-    assert "image_encoder 1.56e-04, text_encoder 3.13e-05, others 1.56e-04" in said
-    assert "(0.004 x 10 / 256)" in said
+    assert "image_encoder 7.81e-05, text_encoder 1.56e-05, others 7.81e-05" in said
+    assert "(0.002 x 10 / 256)" in said
     assert "0.0% are cut" in said  # P18
 
 
@@ -226,7 +226,7 @@ def test_pretrain__refuses_what_would_lose_or_mix_runs(folder: Path, tmp_path: P
     whole, _ = uninterrupted["online"]
     with pytest.raises(UserError, match="exists and is not empty; go on with --resume true"):
         pretrain(_recipe(), folder, whole)
-    with pytest.raises(UserError, match=r"another recipe: training\.lr \(0\.004 -> 0\.1\)"):
+    with pytest.raises(UserError, match=r"another recipe: training\.lr \(0\.002 -> 0\.1\)"):
         pretrain(_recipe("--training.lr", "0.1"), folder, whole, resume=True)
     other = make_store(tmp_path / "other", seed=5)
     with pytest.raises(UserError, match="the store has changed"):
