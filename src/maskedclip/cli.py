@@ -139,6 +139,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
+    from maskedclip.objectives.gather import leave_ranks
     from maskedclip.recipe import load_recipe
     from maskedclip.training.pretrain import pretrain
     from maskedclip.training.rundir import RunDirectory
@@ -150,6 +151,7 @@ def _pretrain(args: argparse.Namespace) -> None:
         recipe = load_recipe(args.config or ["maskedclip", "vitb16"], args.rest)
     stores = [store for group in args.data for store in group]
     done = pretrain(recipe, stores, args.out, resume=args.resume)
+    leave_ranks()
     if not done.leads:
         return
     from maskedclip.data.store import open_store

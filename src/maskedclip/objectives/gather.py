@@ -38,3 +38,10 @@ def gather_rows(rows: Tensor) -> Tensor:
     if not is_distributed():
         return rows
     return _AllGather.apply(rows)  # type: ignore[return-value]
+
+
+def leave_ranks() -> None:
+    """Part from the other ranks together; one that exits while another still works would abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
