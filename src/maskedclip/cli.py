@@ -139,7 +139,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from maskedclip.objectives.gather import leave_ranks
+    from maskedclip.ranks import leave_ranks
     from maskedclip.recipe import load_recipe
     from maskedclip.training.pretrain import pretrain
     from maskedclip.training.rundir import RunDirectory

@@ -113,6 +113,9 @@ class ModelRecipe:
     """Most word pieces in the vocabulary that is trained on the store's texts."""
     embed_dim: int = 512
     """Width E of the space that images and texts share."""
+    projection_norm: Literal["none", "batch"] = "none"
+    """`batch` standardises pooled features over the global batch before they are projected; ours, for encoders from
+    scratch, whose pooled features differ so little that contrast needs thousands of steps to find where."""
     image_decoder_width: int = 384
     """Width of the decoder that paints hidden patches."""
     image_decoder_depth: int = 4
@@ -279,6 +282,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Reject contradictions between sections, naming the mend."""
+        _require(
+            self.model.projection_norm == "none"
+            or (self.objective.mkd_target == "bridge" and self.objective.mkd_loss != "prototype_kl"),
+            "model.projection_norm: `batch` has no meaning for single patches; use objective.mkd_target bridge "
+            "and a loss other than prototype_kl",
+        )
         _require(0 <= self.seed < 2**62, f"seed: {self.seed} is outside 0 .. 2^62 - 1")
         _require(
             self.data.pool != "all" or self.objective.clip_weight == 0,

@@ -102,16 +102,22 @@ def test_pretrain__a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert not list(newest.parent.glob(".partial-*"))
 
 
-def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
-    """Losses to 1e-5 and updated weights to 1e-5, over gloo on two processes."""
-    exact = ["--training.precision", "32-true", "--training.steps", "4"]
+@pytest.mark.parametrize(("norm", "port"), [("none", 29731), ("batch", 29732)])
+def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path, norm: str, port: int) -> None:
+    """Losses and updated weights to 1e-5, over gloo on two processes.
+
+    Standardisation makes the gradient of the bias before it zero but for rounding, which Adam turns into steps of either
+    sign; with it, only the losses can be compared.
+    """
+    exact = ["--training.precision", "32-true", "--training.steps", "4", "--training.lr", "2e-3"]
+    exact += ["--model.projection_norm", norm]
     pretrain(_recipe(*exact), folder, tmp_path / "one")
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",
-        "--master_port=29731",
+        f"--master_port={port}",
         "-m",
         "maskedclip",
     ]
@@ -134,10 +140,10 @@ def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
     assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):
         for name in ("clip", "mim", "mkd", "loss"):
-            assert a[name] == pytest.approx(b[name], abs=1e-5)
+            assert a[name] == pytest.approx(b[name], rel=1e-5)
     alone, together = _final(tmp_path / "one"), _final(tmp_path / "two")
     for name, value in alone.items():
-        if name.startswith("objective/"):
+        if name.startswith("objective/") and norm == "none":
             torch.testing.assert_close(
                 together[name], value, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
             )
@@ -148,8 +154,8 @@ def test_pretrain__the_learning_rates_are_printed(
 ) -> None:  # P27
     pretrain(_recipe("--training.steps", "1", "--training.text_lr_factor", "0.2"), folder, tmp_path / "run")
     said = capsys.readouterr().err
-    assert "image_encoder 7.81e-05, text_encoder 1.56e-05, others 7.81e-05" in said
-    assert "(0.002 x 10 / 256)" in said
+    assert "image_encoder 2.07e-04, text_encoder 4.14e-05, others 2.07e-04" in said
+    assert "(0.0053 x 10 / 256)" in said
     assert "0.0% are cut" in said  # P18
 
 
@@ -226,7 +232,7 @@ def test_pretrain__refuses_what_would_lose_or_mix_runs(folder: Path, tmp_path: P
     whole, _ = uninterrupted["online"]
     with pytest.raises(UserError, match="exists and is not empty; go on with --resume true"):
         pretrain(_recipe(), folder, whole)
-    with pytest.raises(UserError, match=r"another recipe: training\.lr \(0\.002 -> 0\.1\)"):
+    with pytest.raises(UserError, match=r"another recipe: training\.lr \(0\.0053 -> 0\.1\)"):
         pretrain(_recipe("--training.lr", "0.1"), folder, whole, resume=True)
     other = make_store(tmp_path / "other", seed=5)
     with pytest.raises(UserError, match="the store has changed"):

@@ -17,6 +17,7 @@ from torch.nn import functional
 from maskedclip.errors import UserError
 from maskedclip.models.bridge import Bridge
 from maskedclip.models.initialisation import initialise
+from maskedclip.models.standardise import BatchStandardise
 from maskedclip.models.text import (
     TextEncoder,
     TextTokenizer,
@@ -40,6 +41,8 @@ class ModelConfig:
     image_encoder_options: dict[str, Any] = field(default_factory=dict)
     embed_dim: int | None = None
     """None: images were trained without texts, so there is no shared space."""
+    projection_norm: str = "none"
+    """`batch`: pooled features are standardised before they are projected."""
     text: dict[str, Any] | None = None
     """transformers' configuration of the text encoder."""
     text_length: int = 0
@@ -61,7 +64,10 @@ class MaskedCLIP(nn.Module):
         self.text_encoder = text_encoder
         self.image_projection: nn.Linear | None = None
         self.logit_scale: nn.Parameter | None = None
+        self.standardise: nn.Module = nn.Identity()
         if config.embed_dim is not None:
+            if config.projection_norm == "batch":
+                self.standardise = BatchStandardise(encoder.width)
             self.image_projection = nn.Linear(encoder.width, config.embed_dim, bias=False)
             nn.init.normal_(self.image_projection.weight, std=encoder.width**-0.5)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -69,7 +75,7 @@ class MaskedCLIP(nn.Module):
     def project(self, clip_tokens: Tensor) -> Tensor:
         """Mean of the patch tokens of the CLIP space, projected: (B, C + L, D) -> unit length, float32 (B, E)."""
         assert self.image_projection is not None
-        return functional.normalize(self.image_projection(self.pool(clip_tokens)).float(), dim=-1)
+        return functional.normalize(self.image_projection(self.standardise(self.pool(clip_tokens))).float(), dim=-1)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Mean of the patch tokens, the default feature: (B, C + L, D) -> (B, D)."""
@@ -95,7 +101,8 @@ def model_from_config(config: ModelConfig) -> MaskedCLIP:
     text_encoder = None
     if config.text is not None:
         assert config.embed_dim is not None
-        text_encoder = TextEncoder(bert_from_config(config.text), config.embed_dim)
+        standardise = config.projection_norm == "batch"
+        text_encoder = TextEncoder(bert_from_config(config.text), config.embed_dim, standardise=standardise)
     return MaskedCLIP(config, encoder, text_encoder)
 
 
@@ -125,7 +132,7 @@ def build_model(recipe: Recipe, texts: Sequence[str]) -> tuple[MaskedCLIP, TextT
             torch.manual_seed(recipe.seed + 1)
             bert, backend = _text_parts(recipe, texts)
             tokenizer = TextTokenizer(backend, _text_length(recipe, bert, backend, texts))
-            text_encoder = TextEncoder(bert, chosen.embed_dim)
+            text_encoder = TextEncoder(bert, chosen.embed_dim, standardise=chosen.projection_norm == "batch")
         heads = chosen.bridge_heads or encoder.heads
         depth = chosen.bridge_depth if recipe.reads_text and chosen.bridge else 0
         if depth and encoder.width % heads:
@@ -137,6 +144,7 @@ def build_model(recipe: Recipe, texts: Sequence[str]) -> tuple[MaskedCLIP, TextT
             bridge_depth=depth,
             bridge_heads=heads,
             embed_dim=chosen.embed_dim if recipe.reads_text else None,
+            projection_norm=chosen.projection_norm,
             text=text_encoder.config if text_encoder else None,
             text_length=tokenizer.length if tokenizer else 0,
         )

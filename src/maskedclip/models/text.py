@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskedclip.errors import UserError
+from maskedclip.models.standardise import BatchStandardise
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's processes are the parallelism
 
@@ -107,10 +108,11 @@ def load_tokenizer(folder: Path, length: int) -> TextTokenizer:
 class TextEncoder(nn.Module):
     """BERT, mean over real tokens, Linear to E without bias, unit length (pooling as FLAIR, arXiv 2308.07898)."""
 
-    def __init__(self, bert: nn.Module, embed_dim: int) -> None:
+    def __init__(self, bert: nn.Module, embed_dim: int, *, standardise: bool = False) -> None:
         super().__init__()
         self.bert = bert
         self.config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))  # type: ignore[union-attr]
+        self.standardise = BatchStandardise(self.config["hidden_size"]) if standardise else nn.Identity()
         self.projection = nn.Linear(self.config["hidden_size"], embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=self.config["hidden_size"] ** -0.5)
 
@@ -126,7 +128,7 @@ class TextEncoder(nn.Module):
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, W)
         weight = mask[:, :, None].to(hidden.dtype)
         pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-        return functional.normalize(self.projection(pooled).float(), dim=-1)
+        return functional.normalize(self.projection(self.standardise(pooled)).float(), dim=-1)
 
 
 def bert_from_config(config: dict[str, Any]) -> nn.Module:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskedclip.objectives.base import Losses, Report, Views
-from maskedclip.objectives.gather import gather_rows
+from maskedclip.ranks import gather_rows
 
 
 def clip_loss(image: Tensor, text: Tensor, text_key: Tensor, scale: Tensor, *, soft_targets: bool = True) -> Tensor:

@@ -15,7 +15,7 @@ from maskedclip.models.decoder import Decoder
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.vit import gather_patches
 from maskedclip.objectives.base import Losses, Report, Views
-from maskedclip.objectives.gather import gather_rows
+from maskedclip.ranks import gather_rows
 
 
 def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:

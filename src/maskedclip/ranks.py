@@ -1,4 +1,4 @@
-"""Rows of all ranks, with gradient: the only place where objectives talk to other ranks."""
+"""Rows of all ranks, with gradient: the only place where a step talks to other ranks."""
 
 from typing import Any
 
