@@ -106,7 +106,7 @@ def test_pretrain__a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path, norm: str, port: int) -> None:
     """Losses and updated weights to 1e-5, over gloo on two processes.
 
-    Standardisation makes the gradient of the bias before it zero but for rounding, which Adam turns into steps of either
+    Standardisation makes the gradient of the bias before it zero but for rounding, which Adam turns into steps of any
     sign; with it, only the losses can be compared.
     """
     exact = ["--training.precision", "32-true", "--training.steps", "4", "--training.lr", "2e-3"]
