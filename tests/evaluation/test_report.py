@@ -287,6 +287,15 @@ def test_training_facts__tell_what_was_trained_on_what(world: World, whole: Page
     assert str(world.folder) not in facts.replace(environment["command"], "")
 
 
+def test_training_facts__warn_of_a_store_that_was_not_trained_on(world: World, tmp_path: Path) -> None:
+    warning = "none that the run was trained on"
+    both = [world.folder / "store", make_store(tmp_path / "second", rows=36, seed=1)]
+    pretrain(load_recipe(["maskedclip", "tiny"], [*TINY, "--training.steps", "0"]), both, tmp_path / "run")
+    for store, warned in ((both, False), (both[:1], False), (make_store(tmp_path / "third", seed=2), True)):
+        page = Page(write_report(tmp_path / "report.html", tmp_path / "run", open_store(store), evaluations={}))
+        assert (warning in page.source) == warned
+
+
 @pytest.mark.parametrize(
     "name", ["mae", "clip", "clip_mae_init", "clip_mim", "bridge", "maskedclip", "maskedclip_paired"]
 )

@@ -42,6 +42,11 @@ class Store:
         """Changes with any row of any of the stores."""
         return hashlib.sha256("".join(entry["fingerprint"] for entry in self.curation).encode()).hexdigest()[:16]
 
+    @property
+    def fingerprints(self) -> list[str]:
+        """One for each of the stores, in their order."""
+        return [entry["fingerprint"][:16] for entry in self.curation]
+
     @cached_property
     def ids(self) -> list[str]:
         """Sample ids, unique in each store."""

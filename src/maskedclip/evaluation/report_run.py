@@ -122,11 +122,9 @@ def _warnings(subject: Subject, recorded: Mapping[str, Any]) -> list[str]:
     notes = []
     if not recorded:
         notes.append("environment.json is missing or damaged, so data, device and versions of the run are not known.")
-    trained_on = recorded.get("data", {}).get("fingerprint")
-    if subject.store is not None and trained_on and trained_on != subject.store.fingerprint:
-        notes.append(
-            "The store shown and evaluated here is not the one that the run was trained on (another fingerprint)."
-        )
+    trained_on = recorded.get("data", {}).get("fingerprints", [])
+    if subject.store is not None and trained_on and not set(subject.store.fingerprints) <= set(trained_on):
+        notes.append("The store shown and evaluated here is none that the run was trained on (another fingerprint).")
     return notes
 
 

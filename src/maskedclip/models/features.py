@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maskedclip.data.transforms import normalise
+from maskedclip.models.attention import fused_attention
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.saving import Preprocessing
 from maskedclip.models.text import TextTokenizer
@@ -29,12 +30,13 @@ def image_features(model: MaskedCLIP, image: Tensor, preprocessing: Preprocessin
     Returns: `encoder`, mean of the patch tokens of f, (B, D); where texts were trained on, also `bridge`, mean of the
         patch tokens of g(f), (B, D), and `projected`, unit length, (B, E).  float32.
     """
-    tokens = model.encoder(to_input(image, preprocessing))
-    features = {"encoder": model.pool(tokens)}
-    if model.image_projection is not None:
-        clip_tokens = model.bridge(tokens)
-        features |= {"bridge": model.pool(clip_tokens), "projected": model.project(clip_tokens)}
-    return features
+    with fused_attention(model):
+        tokens = model.encoder(to_input(image, preprocessing))
+        features = {"encoder": model.pool(tokens)}
+        if model.image_projection is not None:
+            clip_tokens = model.bridge(tokens)
+            features |= {"bridge": model.pool(clip_tokens), "projected": model.project(clip_tokens)}
+        return features
 
 
 def to_input(image: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -61,5 +63,6 @@ def text_features(model: MaskedCLIP, tokenizer: TextTokenizer, texts: list[str])
     parts = []
     for start in range(0, len(texts), BATCH):
         ids, mask = tokenizer(texts[start : start + BATCH])
-        parts.append(model.embed_text(ids.to(device), mask.to(device)).cpu().numpy())
+        with fused_attention(model):
+            parts.append(model.embed_text(ids.to(device), mask.to(device)).cpu().numpy())
     return np.concatenate(parts)

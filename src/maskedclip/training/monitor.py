@@ -10,6 +10,7 @@ from maskedclip.evaluation.knn import nearest_neighbours
 from maskedclip.evaluation.probe import linear_probe
 from maskedclip.evaluation.selection import ranking_quality
 from maskedclip.evaluation.tasks import Prediction, Task, read_tasks
+from maskedclip.models.attention import fused_attention
 from maskedclip.models.features import BATCH, stack_features, to_input
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.saving import Preprocessing
@@ -56,7 +57,8 @@ class Monitor:
 
         The model must be in evaluation mode; computed in float32.
         """
-        figures = self._spaces(model)
+        with fused_attention(model):
+            figures = self._spaces(model)
         if self.tasks:
             batches = image_batches(self.store, self.rows, size=self.preprocessing.size, batch=BATCH)
             features = stack_features(model, batches, self.preprocessing)["encoder"]

@@ -18,6 +18,7 @@ from maskedclip.data.loader import HostBatch, StepDataset, step_loader
 from maskedclip.data.sampler import Pools, check_ranks, make_pools
 from maskedclip.data.store import Store, open_store
 from maskedclip.errors import UserError
+from maskedclip.models.attention import plain_is_faster, set_attention
 from maskedclip.models.maskedclip import MaskedCLIP, build_model
 from maskedclip.models.saving import Preprocessing, read_model, save_model
 from maskedclip.objectives.base import Batch
@@ -149,6 +150,7 @@ class _Trainer:
         self.groups: list[Group] = parameter_groups(objective, recipe)
         self.optimizer = make_optimizer(self.groups, recipe)
         self.objective: PretrainingObjective = objective
+        set_attention(objective, fused=not plain_is_faster(self.fabric.device, training.precision))
         self.module, self.wrapped_optimizer = self.fabric.setup(objective, self.optimizer)
         self.progress = Progress()
         self._prepare(command, texts)

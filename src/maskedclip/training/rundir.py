@@ -70,7 +70,11 @@ class RunDirectory:
         environment = {
             "command": shlex.join(command),
             "seed": recipe.seed,
-            "data": {"stores": [str(folder.resolve()) for folder in store.folders], "fingerprint": store.fingerprint},
+            "data": {
+                "stores": [str(folder.resolve()) for folder in store.folders],
+                "fingerprints": store.fingerprints,
+                "fingerprint": store.fingerprint,
+            },
             "code": _commit(),
             "python": sys.version.split()[0],
             "platform": platform.platform(),
