@@ -43,6 +43,13 @@ def sample_keys(seed: int, step: int, samples: np.ndarray) -> np.ndarray:
     return (key >> np.uint64(1)).astype(np.int64)
 
 
+def stream_keys(keys: np.ndarray, stream: int) -> np.ndarray:
+    """Keys for another use of the same samples, unrelated to the given ones: non-negative int64 (B,) -> (B,)."""
+    with np.errstate(over="ignore"):
+        mixed = _mix(keys.astype(np.uint64) ^ (np.uint64(stream) * np.uint64(_MULTIPLY_1) + np.uint64(3)))
+    return (mixed >> np.uint64(1)).astype(np.int64)
+
+
 def generator(key: int, stream: int = 0) -> np.random.Generator:
     """A numpy generator that depends on (key, stream) alone; each use of a key takes a stream of its own."""
     return np.random.Generator(np.random.Philox(key=np.asarray([key, stream], np.uint64)))

@@ -1,10 +1,12 @@
 """What a step sees depends on (seed, step, sample) alone: not on workers, ranks, or where a run began."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from maskedclip.data.decoded import decode_store
 from maskedclip.data.loader import HostBatch, StepDataset, step_loader
 from maskedclip.data.sampler import make_pools
 from maskedclip.data.store import open_store
@@ -31,6 +33,15 @@ def _same(a: HostBatch, b: HostBatch) -> bool:
     )
 
 
+def _texts(batch: HostBatch) -> torch.Tensor:
+    """The real tokens of each paired image's text, padded to 16."""
+    assert batch.text_ids is not None
+    assert batch.text_mask is not None
+    assert batch.text_index is not None
+    ids = (batch.text_ids * batch.text_mask)[batch.text_index]
+    return torch.nn.functional.pad(ids, (0, 16 - ids.shape[1]))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("loader") / "s")
@@ -55,9 +66,7 @@ def test_dataset__two_ranks_hold_one_rank_s_batch(folder: Path) -> None:
     paired = torch.cat([half.image[: half.num_paired] for half in halves])
     unpaired = torch.cat([half.image[half.num_paired :] for half in halves])
     assert torch.equal(torch.cat([paired, unpaired]), whole.image)
-    assert whole.text_ids is not None
-    ids = [half.text_ids for half in halves if half.text_ids is not None]
-    assert torch.equal(torch.cat(ids), whole.text_ids)
+    assert torch.equal(torch.cat([_texts(half) for half in halves]), _texts(whole))
 
 
 def test_dataset__equal_texts_have_equal_keys(folder: Path) -> None:
@@ -68,6 +77,31 @@ def test_dataset__equal_texts_have_equal_keys(folder: Path) -> None:
     for i, a in enumerate(texts):
         for j, b in enumerate(texts):
             assert (a == b) == bool(batch.text_key[i] == batch.text_key[j])
+
+
+def test_dataset__each_distinct_text_is_tokenised_once(folder: Path) -> None:
+    dataset = _dataset(folder, load_recipe(["tiny"], [*TINY, "--data.sentences", "all", "--data.batch_paired", "16"]))
+    batch = dataset[0]
+    texts = [dataset.store.text(row) or "" for row in batch.rows[:16].tolist()]
+    assert len(set(texts)) <= 4
+    assert batch.text_ids is not None
+    assert batch.text_ids.shape == (4, 16)  # rows in eighths of the batch, tokens in eights: few shapes
+    assert dataset.tokenizer is not None
+    ids, mask = dataset.tokenizer(texts)
+    assert torch.equal(_texts(batch), ids * mask)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_dataset__decoded_pixels_change_no_bit(folder: Path, tmp_path: Path, workers: int) -> None:  # P4, P22
+    shutil.copytree(folder, tmp_path / "s")
+    recipe = load_recipe(["tiny"], [*TINY, "--data.workers", str(workers), "--data.colour_jitter", "0.2"])
+    plain = list(step_loader(_dataset(tmp_path / "s", recipe), 0, 3))
+    dataset = _dataset(tmp_path / "s", recipe)
+    decode_store(dataset.store, "on")
+    dataset.store.image_bytes = None  # type: ignore[assignment]
+    assert dataset.store.decoded is not None
+    assert all(_same(a, b) for a, b in zip(plain, step_loader(dataset, 0, 3), strict=True))
+    assert len(list((tmp_path / "s").glob(".cache/*/*.decoded.arrow"))) == 3
 
 
 def test_dataset__replaces_and_counts_what_cannot_be_decoded(

@@ -26,7 +26,7 @@ def _parts(folder: Path, recipe: Recipe, step: int = 0) -> tuple[PretrainingObje
     store = open_store(folder)
     model, tokenizer = build_model(recipe, SENTENCES if recipe.reads_text else [])
     host = StepDataset(store, make_pools(store, recipe), recipe, tokenizer)[step]
-    batch = Batch(host.image, host.keys, host.num_paired, host.text_ids, host.text_mask, host.text_key)
+    batch = Batch.from_host(host)
     return build_objective(recipe, model), batch
 
 

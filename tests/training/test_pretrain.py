@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +144,8 @@ def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path, norm: str, 
             assert a[name] == pytest.approx(b[name], rel=1e-5)
     alone, together = _final(tmp_path / "one"), _final(tmp_path / "two")
     for name, value in alone.items():
-        if name.startswith("objective/") and norm == "none":
+        # The softmax does not see the keys' bias: its gradient is rounding alone, which Adam blows up.
+        if name.startswith("objective/") and norm == "none" and not name.endswith("key.bias"):
             torch.testing.assert_close(
                 together[name], value, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
             )
@@ -190,17 +192,14 @@ def test_pretrain__skips_counts_captures_and_replays_bad_steps(
 ) -> None:  # P1
     from maskedclip.training.replay import replay
 
-    original = loop._Trainer._to_device
+    original = loop._Trainer._step
 
-    def poisoned(self: loop._Trainer, host: loop.HostBatch) -> loop.Batch:
-        batch = original(self, host)
-        if host.step == 2:
-            self.objective.mean.fill_(float("nan"))
-        else:
-            self.objective.mean.copy_(torch.tensor(self.recipe.data.mean))
-        return batch
+    def poisoned(self: loop._Trainer, step: int, host: loop.HostBatch, *rest: Any) -> None:
+        healthy = torch.tensor(self.recipe.data.mean)
+        self.objective.mean.copy_(healthy if step != 2 else torch.full((3,), float("nan")))
+        original(self, step, host, *rest)
 
-    monkeypatch.setattr(loop._Trainer, "_to_device", poisoned)
+    monkeypatch.setattr(loop._Trainer, "_step", poisoned)
     pretrain(_recipe(), folder, tmp_path / "run")
     assert "step 2 skipped: not finite" in capsys.readouterr().err
     assert RunDirectory(tmp_path / "run").read_metrics()[-1]["bad_steps"] == 1
@@ -210,14 +209,11 @@ def test_pretrain__skips_counts_captures_and_replays_bad_steps(
     figures = replay(capture)  # without the poison the same step is healthy
     assert all(torch.isfinite(torch.tensor(value)) for value in figures.values())
 
-    monkeypatch.setattr(loop._Trainer, "_to_device", lambda self, host: _nan(self, original(self, host)))
+    monkeypatch.setattr(
+        loop._Trainer, "_step", lambda self, *given: (self.objective.mean.fill_(float("nan")), original(self, *given))
+    )
     with pytest.raises(UserError, match="3 steps were not finite"):
         pretrain(_recipe("--training.max_bad_steps", "2"), folder, tmp_path / "doomed")
-
-
-def _nan(trainer: loop._Trainer, batch: loop.Batch) -> loop.Batch:
-    trainer.objective.mean.fill_(float("nan"))
-    return batch
 
 
 def test_pretrain__online_probes_are_logged(folder: Path, tmp_path: Path) -> None:  # P26

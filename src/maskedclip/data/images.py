@@ -22,7 +22,7 @@ class StoredImages(Dataset[Tensor]):
 
     def __getitem__(self, row: int) -> Tensor:
         """Decode and resize one image."""
-        return transforms.resize(transforms.decode(self.store.image_bytes(row)), self.size)
+        return transforms.resize(self.store.image(row), self.size)
 
 
 def image_batches(store: Store, rows: np.ndarray, *, size: int, batch: int, workers: int = 0) -> Iterator[Tensor]:

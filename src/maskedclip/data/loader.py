@@ -25,7 +25,10 @@ class HostBatch:
     """One rank's samples of a step, paired images first.
 
     step: from 0.  rows: of the store, int64 (B,).  image: uint8 (B, 3, S, S).  keys: int64 (B,).  num_paired: B_p.
-    text_ids, text_mask: int64 (B_p, T); text_key: int64 (B_p,); None where the recipe reads no texts.
+    colour: factors of the colour jitter, (B, 3); None without jitter.
+    text_ids, text_mask: the distinct texts, int64 (U, T), U at most B_p (some rows may be padding), T the longest's
+    tokens; text_index: which of them belongs to each paired image, int64 (B_p,); text_key: int64 (B_p,), equal where
+    the normalised texts are equal; None where the recipe reads no texts.
     substituted: samples that could not be decoded and were replaced by their neighbour in the store.
     """
 
@@ -34,8 +37,10 @@ class HostBatch:
     image: Tensor
     keys: Tensor
     num_paired: int
+    colour: Tensor | None = None
     text_ids: Tensor | None = None
     text_mask: Tensor | None = None
+    text_index: Tensor | None = None
     text_key: Tensor | None = None
     substituted: int = 0
 
@@ -66,38 +71,53 @@ class StepDataset(Dataset[HostBatch]):
         rows = np.concatenate([paired, unpaired])
         keys = randomness.sample_keys(self.recipe.seed, step, rows)
         data = self.recipe.data
-        scales = [data.crop_scale_paired] * len(paired) + [data.crop_scale_unpaired] * len(unpaired)
-        images, substituted = [], 0
-        for row, key, scale in zip(rows.tolist(), keys.tolist(), scales, strict=True):
-            image, replaced = self._decode(row)
-            substituted += replaced
-            images.append(
-                transforms.augment(
-                    image, size=data.size, scale=scale, flip=data.horizontal_flip, key=key, jitter=data.colour_jitter
-                )
-            )
+        decoded = [self._decode(row) for row in rows.tolist()]
+        images = [image for image, _ in decoded]
+        augmentation = transforms.draw_augmentation(
+            keys,
+            np.asarray([image.shape[1] for image in images]),
+            np.asarray([image.shape[2] for image in images]),
+            np.asarray([data.crop_scale_paired] * len(paired) + [data.crop_scale_unpaired] * len(unpaired)),
+            flip=data.horizontal_flip,
+            jitter=data.colour_jitter,
+        )
         batch = HostBatch(
             step=step,
             rows=torch.from_numpy(rows),
-            image=torch.stack(images),
+            image=transforms.crop_and_mirror(images, augmentation, data.size),
             keys=torch.from_numpy(keys),
             num_paired=len(paired),
-            substituted=substituted,
+            colour=torch.from_numpy(augmentation.colour) if data.colour_jitter else None,
+            substituted=sum(replaced for _, replaced in decoded),
         )
         if self.tokenizer is not None and len(paired):
             texts = [
                 choose_sentences(self.store.text(row) or "", data.sentences, key)
                 for row, key in zip(paired.tolist(), keys.tolist(), strict=False)
             ]
-            batch.text_ids, batch.text_mask = self.tokenizer(texts)
-            batch.text_key = torch.tensor([randomness.text_key(normalise_text(text)) for text in texts])
+            self._add_texts(batch, texts, self.tokenizer)
         return batch
+
+    @staticmethod
+    def _add_texts(batch: HostBatch, texts: list[str], tokenizer: TextTokenizer) -> None:
+        """Tokenise each distinct text once, in few shapes: rows in eighths of the batch, tokens in eights."""
+        distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        ids, mask = tokenizer(list(distinct))
+        longest = int(mask.sum(dim=1).max())
+        tokens = min(tokenizer.length, -(-longest // 8) * 8)
+        eighth = -(-len(texts) // 8)
+        rows = min(len(texts), -(-len(distinct) // eighth) * eighth)
+        padding = torch.zeros(rows - len(distinct), dtype=torch.int64)  # the first text again; nobody refers to it
+        order = torch.cat([torch.arange(len(distinct)), padding])
+        batch.text_ids, batch.text_mask = ids[order, :tokens], mask[order, :tokens]
+        batch.text_index = torch.tensor([distinct[text] for text in texts])
+        batch.text_key = torch.tensor([randomness.text_key(normalise_text(text)) for text in texts])
 
     def _decode(self, row: int) -> tuple[Tensor, int]:
         """Decode a row, or the first decodable one after it: shapes stay constant, the count is reported (P16, P25)."""
         for tried in range(100):
             try:
-                return transforms.decode(self.store.image_bytes((row + tried) % len(self.store))), int(tried > 0)
+                return self.store.image((row + tried) % len(self.store)), int(tried > 0)
             except RuntimeError:
                 continue
         raise UserError(

@@ -10,13 +10,23 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
+from maskedclip.data.transforms import decode
 from maskedclip.errors import UserError
+
+
+class SupportsRows(Protocol):
+    """Row -> pixels."""
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Pixels of a row, uint8 (3, H, W)."""
+        ...
 
 
 class Store:
@@ -27,12 +37,14 @@ class Store:
         tables = [_metadata(folder) for folder in self.folders]
         self.table = pa.concat_tables(tables, promote_options="permissive")
         self.curation = [json.loads((folder / "curation.json").read_text()) for folder in self.folders]
+        self.decoded: SupportsRows | None = None
+        """Pixels of all rows, when `decode_store` has made them."""
         self._images: list[pa.Array] | None = None
         self._starts: np.ndarray | None = None
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[list[Path]]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Reopen in a spawned process instead of copying."""
-        return Store, (self.folders,)
+        return _reopen, (self.folders, self.decoded is not None)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -108,11 +120,28 @@ class Store:
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         return memoryview(self._images[shard][row - int(self._starts[shard])].as_buffer())
 
+    def image(self, row: int) -> Tensor:
+        """The pixels of one row, uint8 (3, H, W); not to be written to.
+
+        Raises:
+            RuntimeError: the bytes are no image.
+        """
+        return decode(self.image_bytes(row)) if self.decoded is None else self.decoded[row]
+
     @property
     def crop(self) -> dict[str, Any]:
         """How the first store's images were prepared: `crop`, `size`."""
         settings = self.curation[0]["settings"]
         return {"crop": settings["crop"], "size": settings["size"]}
+
+
+def _reopen(folders: list[Path], decoded: bool) -> Store:
+    store = Store(folders)
+    if decoded:
+        from maskedclip.data.decoded import decode_store
+
+        decode_store(store, "on", shown=False)
+    return store
 
 
 def open_store(folders: Path | str | Sequence[Path | str]) -> Store:
@@ -139,21 +168,22 @@ def open_store(folders: Path | str | Sequence[Path | str]) -> Store:
         ) from None
 
 
-def _shards(folder: Path) -> list[Path]:
+def shard_files(folder: Path) -> list[Path]:
+    """The shards of one store, in the order of their rows."""
     return sorted(folder.glob("shard-*.parquet"))
 
 
 def _metadata(folder: Path) -> pa.Table:
     """All columns but the pictures."""
     tables = []
-    for shard in _shards(folder):
+    for shard in shard_files(folder):
         names = pq.read_schema(shard).names
         light = [name for name in names if name != "image" and not name.startswith("mask.")]
         tables.append(pq.read_table(shard, columns=light).replace_schema_metadata(None))
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _cache_folder(folder: Path) -> Path:
+def cache_folder(folder: Path) -> Path:
     """A writable folder for Arrow copies, named by the store's fingerprint, so that a changed store gets a new one."""
     fingerprint = json.loads((folder / "curation.json").read_text())["fingerprint"][:16]
     inside = folder / ".cache" / fingerprint
@@ -165,10 +195,10 @@ def _cache_folder(folder: Path) -> Path:
 
 def _image_arrays(folder: Path) -> list[pa.Array]:
     """Memory-mapped image bytes of each shard, written once."""
-    cache = _cache_folder(folder)
+    cache = cache_folder(folder)
     cache.mkdir(parents=True, exist_ok=True)
     arrays = []
-    for shard in _shards(folder):
+    for shard in shard_files(folder):
         path = cache / f"{shard.stem}.arrow"
         if not path.is_file():
             _write_arrow(shard, path)

@@ -1,22 +1,24 @@
-"""Encoded bytes -> uint8 tensors, with augmentation as a pure function of a sample's key.
+"""Encoded bytes -> uint8 tensors, with augmentation as a pure function of the samples' keys.
 
 Images stay uint8 until they are on the device; `normalise` is the one place where they become floats.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transform
 
 from maskedclip import randomness
 
 _CROP_STREAM = 1
+_TRIES = 10
 _ASPECT = (3 / 4, 4 / 3)
-_BICUBIC = InterpolationMode.BICUBIC
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def decode(encoded: bytes | memoryview) -> Tensor:
@@ -29,69 +31,110 @@ def decode(encoded: bytes | memoryview) -> Tensor:
     return decode_image(buffer, mode=ImageReadMode.RGB)
 
 
-def random_crop_box(
-    height: int, width: int, scale: tuple[float, float], random: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """A box (top, left, height, width) whose share of the area is uniform in `scale` and whose aspect is log-uniform.
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to the images of a batch, decided by their keys alone.
 
-    The distribution of Inception-style cropping (Szegedy et al. 2015, section 6), with aspects in [3/4, 4/3].
+    boxes: top, left, height, width of the crops, int64 (B, 4).  mirrored: bool (B,).
+    colour: factors of brightness, contrast and saturation, float32 (B, 3).
     """
-    for _ in range(10):
-        area = height * width * random.uniform(*scale)
-        aspect = math.exp(random.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(random.integers(0, height - box_height + 1))
-            left = int(random.integers(0, width - box_width + 1))
-            return top, left, box_height, box_width
-    side = min(height, width)  # ten misses: as much of the middle as fits
-    return (height - side) // 2, (width - side) // 2, side, side
+
+    boxes: np.ndarray
+    mirrored: np.ndarray
+    colour: np.ndarray
 
 
-def augment(
-    image: Tensor, *, size: int, scale: tuple[float, float], flip: bool, key: int, jitter: float = 0.0
-) -> Tensor:
-    """Random resized crop, mirroring and colour jitter, decided by `key` alone.
+def draw_augmentation(
+    keys: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    scales: np.ndarray,
+    *,
+    flip: bool,
+    jitter: float = 0.0,
+) -> Augmentation:
+    """Random resized crop, mirroring and colour jitter of a batch.
+
+    A crop's share of the area is uniform in its scale and its aspect log-uniform in [3/4, 4/3], as in Inception-style
+    cropping (Szegedy et al. 2015, section 6); the first of ten draws that fits is taken, or else the middle.
 
     Args:
-        image: uint8 (3, H, W).
-        size: side of the result.
-        scale: area range of the crop.
+        keys: of the samples at their step, int64 (B,).
+        heights: of the images, (B,).
+        widths: of the images, (B,).
+        scales: area range of each crop, (B, 2).
         flip: mirror half of the images.
-        key: of the sample at its step.
         jitter: brightness, contrast and saturation are multiplied by factors within 1 - jitter .. 1 + jitter.
-
-    Returns: uint8 (3, size, size).
     """
-    random = randomness.generator(key, _CROP_STREAM)
-    top, left, height, width = random_crop_box(image.shape[-2], image.shape[-1], scale, random)
-    mirrored = flip and random.random() < 0.5
-    cropped = transform.resized_crop(
-        image, top, left, height, width, [size, size], interpolation=_BICUBIC, antialias=True
-    )
-    if mirrored:
-        cropped = transform.horizontal_flip(cropped)
-    if jitter:
-        brightness, contrast, saturation = random.uniform(1 - jitter, 1 + jitter, 3).tolist()
-        cropped = transform.adjust_brightness(cropped, brightness)
-        cropped = transform.adjust_contrast(cropped, contrast)
-        cropped = transform.adjust_saturation(cropped, saturation)
-    return cropped
+    batch = len(keys)
+    noise = randomness.uniform(torch.from_numpy(randomness.stream_keys(keys, _CROP_STREAM)), 4 * _TRIES + 4)
+    numbers = noise.numpy().astype(np.float64)
+    tries = numbers[:, : 4 * _TRIES].reshape(batch, _TRIES, 4)
+    low, high = scales[:, :1], scales[:, 1:]
+    area = (heights * widths)[:, None] * (low + tries[..., 0] * (high - low))  # (B, tries)
+    aspect = np.exp(math.log(_ASPECT[0]) + tries[..., 1] * math.log(_ASPECT[1] / _ASPECT[0]))
+    height, width = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
+    fits = (height > 0) & (height <= heights[:, None]) & (width > 0) & (width <= widths[:, None])
+    first, row = fits.argmax(axis=1), np.arange(batch)
+    side = np.minimum(heights, widths)
+    found = fits.any(axis=1)
+    height, width = np.where(found, height[row, first], side), np.where(found, width[row, first], side)
+    top = np.where(found, tries[row, first, 2] * (heights - height + 1), (heights - side) / 2)
+    left = np.where(found, tries[row, first, 3] * (widths - width + 1), (widths - side) / 2)
+    boxes = np.stack([np.floor(top), np.floor(left), height, width], axis=1).astype(np.int64)
+    mirrored = flip & (numbers[:, -4] < 0.5)
+    colour = 1 + jitter * (2 * numbers[:, -3:] - 1)
+    return Augmentation(boxes, mirrored, colour.astype(np.float32))
+
+
+def crop_and_mirror(images: Sequence[Tensor], augmentation: Augmentation, size: int) -> Tensor:
+    """Cut, resize and mirror: B images, uint8 (3, H, W) -> uint8 (B, 3, size, size), channels last in memory."""
+    out = torch.empty(len(images), 3, size, size, dtype=torch.uint8, memory_format=torch.channels_last)
+    for image, target, (top, left, height, width) in zip(images, out, augmentation.boxes.tolist(), strict=True):
+        target.copy_(_bicubic(image[:, top : top + height, left : left + width], size))
+    mirrored = torch.from_numpy(augmentation.mirrored)
+    out[mirrored] = out[mirrored].flip(-1)
+    return out
+
+
+def _bicubic(image: Tensor, size: int) -> Tensor:
+    return functional.interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0]
+
+
+def jitter_colour(image: Tensor, factors: Tensor) -> Tensor:
+    """Change brightness, then contrast, then saturation, on the device; as torchvision's adjust_* on floats.
+
+    Args:
+        image: values in [0, 1], float32 (B, 3, H, W).
+        factors: of brightness, contrast and saturation, (B, 3).
+    """
+    brightness, contrast, saturation = (factors[:, place, None, None, None] for place in range(3))
+    image = (image * brightness).clamp(0, 1)
+    image = _grey(image).mean(dim=(1, 2, 3), keepdim=True).lerp(image, contrast).clamp(0, 1)
+    return _grey(image).lerp(image, saturation).clamp(0, 1)
+
+
+def _grey(image: Tensor) -> Tensor:
+    """ITU-R 601 luma, (B, 1, H, W)."""
+    weight = image.new_tensor(_LUMA)[:, None, None]
+    return (image * weight).sum(dim=1, keepdim=True)
 
 
 def resize(image: Tensor, size: int) -> Tensor:
     """The view without augmentation: uint8 (3, H, W) -> (3, size, size)."""
-    if image.shape[-2:] == (size, size):
-        return image
-    return transform.resize(image, [size, size], interpolation=_BICUBIC, antialias=True)
+    return image if image.shape[-2:] == (size, size) else _bicubic(image, size)
 
 
-def normalise(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalise(image: Tensor, mean: Tensor, std: Tensor, colour: Tensor | None = None) -> Tensor:
     """uint8 (B, 3, H, W) on any device -> float32, zero mean and unit spread by channel.
 
     Args:
         image: uint8 (B, 3, H, W).
         mean: of values in [0, 1], (3,).
         std: of values in [0, 1], (3,).
+        colour: factors for `jitter_colour`, (B, 3), or None.
     """
-    return (image.float() / 255 - mean[:, None, None]) / std[:, None, None]
+    scaled = image.float() / 255
+    if colour is not None:
+        scaled = jitter_colour(scaled, colour)
+    return (scaled - mean[:, None, None]) / std[:, None, None]

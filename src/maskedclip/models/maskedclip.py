@@ -81,10 +81,10 @@ class MaskedCLIP(nn.Module):
         """Mean of the patch tokens, the default feature: (B, C + L, D) -> (B, D)."""
         return self.encoder.patches(tokens).mean(dim=1)
 
-    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Embed tokenised texts (B, T): unit length, float32 (B, E)."""
+    def embed_text(self, ids: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
+        """Embed tokenised texts (U, T), repeated as `index` (B,) says: unit length, float32 (B, E)."""
         assert self.text_encoder is not None
-        return self.text_encoder(ids, mask)
+        return self.text_encoder(ids, mask, index)
 
     @property
     def scale(self) -> Tensor:

@@ -116,18 +116,27 @@ class TextEncoder(nn.Module):
         self.projection = nn.Linear(self.config["hidden_size"], embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=self.config["hidden_size"] ** -0.5)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed texts.
 
         Args:
-            ids: token ids, int64 (B, T).
-            mask: 1 at real tokens, 0 at padding, (B, T).
+            ids: token ids, int64 (U, T).
+            mask: 1 at real tokens, 0 at padding, (U, T).
+            index: which text each of the B outputs takes, int64 (B,); None takes them in order.
 
         Returns: unit length, float32 (B, E).
         """
-        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, W)
+        pooled = self.pool(ids, mask)
+        return self.project(pooled if index is None else pooled[index])
+
+    def pool(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Mean over real tokens of the BERT's last layer, (U, T) -> (U, W)."""
+        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (U, T, W)
         weight = mask[:, :, None].to(hidden.dtype)
-        pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Into the shared space, (B, W) -> unit length, float32 (B, E)."""
         return functional.normalize(self.projection(self.standardise(pooled)).float(), dim=-1)
 
 

@@ -14,6 +14,7 @@ from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.objectives.masking import Mask, MaskContext, Masker, mask_from_scores
 
 if TYPE_CHECKING:
+    from maskedclip.data.loader import HostBatch
     from maskedclip.objectives.distillation import MovingAverageTeacher
 
 Losses = dict[str, Tensor]
@@ -28,15 +29,31 @@ class Batch:
 
     image: uint8, (B, 3, S, S); normalised on the device, in float32, since half precision would round the pixel target.
     keys: of the samples at this step, int64 (B,).  num_paired: B_p.
-    text_ids, text_mask: int64 (B_p, T).  text_key: equal where the normalised texts are equal, int64 (B_p,).
+    colour: factors of the colour jitter, (B, 3).
+    text_ids, text_mask: distinct texts, int64 (U, T).  text_index: which of them belongs to each paired image, int64
+    (B_p,); None: the texts are in the order of the images.  text_key: equal where the normalised texts are equal,
+    int64 (B_p,).
     """
 
     image: Tensor
     keys: Tensor
     num_paired: int
+    colour: Tensor | None = None
     text_ids: Tensor | None = None
     text_mask: Tensor | None = None
+    text_index: Tensor | None = None
     text_key: Tensor | None = None
+
+    @classmethod
+    def from_host(cls, host: "HostBatch", device: torch.device | None = None) -> "Batch":
+        """The tensors of a loader's batch, on a device."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return value if value is None or device is None else value.to(device, non_blocking=True)
+
+        moved = {name: move(getattr(host, name)) for name in ("image", "keys", "colour")}
+        texts = {name: move(getattr(host, name)) for name in ("text_ids", "text_mask", "text_index", "text_key")}
+        return cls(num_paired=host.num_paired, **moved, **texts)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -78,7 +95,7 @@ class Views:
         """Texts of the paired images, unit length, (B_p, E)."""
         assert self.batch.text_ids is not None
         assert self.batch.text_mask is not None
-        return self.model.embed_text(self.batch.text_ids, self.batch.text_mask)
+        return self.model.embed_text(self.batch.text_ids, self.batch.text_mask, self.batch.text_index)
 
     @cached_property
     def target_patches(self) -> Tensor:

@@ -65,7 +65,7 @@ class PretrainingObjective(nn.Module):
 
         Returns: the weighted sum, () with gradient; each term's own loss and report, detached.
         """
-        image = normalise(batch.image, self.mean, self.std)
+        image = normalise(batch.image, self.mean, self.std, batch.colour)
         views = Views(self.model, batch, image, self.masker, self.mask_ratio, progress, self.teacher)
         total = image.new_zeros(())
         losses: Losses = {}

@@ -5,7 +5,7 @@ import torch
 
 from maskedclip.data.images import image_batches
 from maskedclip.data.store import Store
-from maskedclip.data.transforms import decode, resize
+from maskedclip.data.transforms import resize
 from maskedclip.evaluation.knn import nearest_neighbours
 from maskedclip.evaluation.probe import linear_probe
 from maskedclip.evaluation.selection import ranking_quality
@@ -85,10 +85,7 @@ class Monitor:
     def _spaces(self, model: MaskedCLIP) -> dict[str, float]:
         """Rank and spread of z on at most 64 images."""
         device = next(model.parameters()).device
-        images = [
-            resize(decode(self.store.image_bytes(row)), self.preprocessing.size)
-            for row in self.watched[:BATCH].tolist()
-        ]
+        images = [resize(self.store.image(row), self.preprocessing.size) for row in self.watched[:BATCH].tolist()]
         image = torch.stack(images).to(device)
         tokens = model.bridge(model.encoder(to_input(image, self.preprocessing)))
         pooled = model.pool(tokens).cpu().numpy()

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from maskedclip.console import bar, minutes, say
+from maskedclip.data.decoded import decode_store
 from maskedclip.data.loader import HostBatch, StepDataset, step_loader
 from maskedclip.data.sampler import Pools, check_ranks, make_pools
 from maskedclip.data.store import Store, open_store
@@ -233,6 +234,8 @@ class _Trainer:
         dataset = StepDataset(
             self.store, self.pools, self.stage, self.tokenizer, self.fabric.global_rank, self.fabric.world_size
         )
+        with self.fabric.rank_zero_first(local=True):
+            decode_store(self.store, self.recipe.data.decoded_cache, shown=self._leads)
         self.monitor = Monitor(self.store, self.recipe, self.preprocessing) if training.validate_every else None
         self.log = _Log(self.run, training.tensorboard, self.progress.step) if self._leads else None
         if start == 0 and self.steps and self.monitor is not None:
@@ -270,7 +273,7 @@ class _Trainer:
         """One optimizer step; skipped, counted and captured when its loss or gradient is not finite."""
         training = self.recipe.training
         window.lr = set_learning_rates(self.optimizer, self.groups, step, self.stage) * self.groups[0].lr
-        batch = self._to_device(host)
+        batch = Batch.from_host(host, self.fabric.device)
         self.module.train()
         total, losses, report = self.module(batch, step / max(1, self.steps))
         self.fabric.backward(total)
@@ -285,19 +288,6 @@ class _Trainer:
             self._bad_step(step, host, losses, norm)
         self.wrapped_optimizer.zero_grad(set_to_none=True)
         self.progress.substituted += host.substituted
-
-    def _to_device(self, host: HostBatch) -> Batch:
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(self.fabric.device, non_blocking=True)
-
-        return Batch(
-            image=host.image.to(self.fabric.device, non_blocking=True),
-            keys=host.keys.to(self.fabric.device, non_blocking=True),
-            num_paired=host.num_paired,
-            text_ids=move(host.text_ids),
-            text_mask=move(host.text_mask),
-            text_key=move(host.text_key),
-        )
 
     def _bad_step(self, step: int, host: HostBatch, losses: dict[str, Tensor], norm: Tensor) -> None:
         """Skip a non-finite step; keep what is needed to replay it, and end the run when there are too many (P1)."""

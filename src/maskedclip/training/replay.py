@@ -41,7 +41,7 @@ def replay(capture: Path) -> dict[str, float]:
     groups = parameter_groups(objective, recipe)
     progress = restore(capture, objective, make_optimizer(groups, recipe), groups)
     host = StepDataset(store, pools, recipe, tokenizer)[progress.step]
-    batch = Batch(host.image, host.keys, host.num_paired, host.text_ids, host.text_mask, host.text_key)
+    batch = Batch.from_host(host)
     total, losses, _ = objective(batch, progress.step / max(1, recipe.training.steps))
     total.backward()
     figures = {name: float(value) for name, value in losses.items()}

@@ -18,7 +18,7 @@ from maskedclip.recipe import Recipe, recipe_from_dict
 
 # Fields that say how fast or how often, not what is learnt: a resumed run may change them.
 _MAY_CHANGE = {
-    "data": {"workers"},
+    "data": {"workers", "decoded_cache"},
     "training": {
         "accelerator",
         "strategy",
