@@ -153,7 +153,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     done = pretrain(recipe, stores, args.out, resume=args.resume)
     leave_ranks()
     if not done.leads:
-        return
+        sys.exit(done.status)
     from maskedclip.data.store import open_store
     from maskedclip.evaluation.report import write_report
 
@@ -168,6 +168,8 @@ def _pretrain(args: argparse.Namespace) -> None:
             f"{args.out}: stopped at step {done.step}, {done.reason}; the model so far is in {args.out}/model",
             "next: the same command with --resume true goes on",
         )
+    if done.status:
+        sys.exit(done.status)
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Rows of all ranks, with gradient: the only place where a step talks to other ranks."""
+"""What ranks say to each other: rows with gradient inside a step, Python values between steps."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,29 @@ from torch import Tensor
 def is_distributed() -> bool:
     """Whether there is more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+_T = TypeVar("_T")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+
+
+def everybody(value: _T) -> list[_T]:
+    """The value of every rank, in their order; it travels as a pickle between processes of one run."""
+    if not is_distributed():
+        return [value]
+    values: list[_T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    if is_distributed():
+        dist.barrier()
 
 
 class _AllGather(torch.autograd.Function):

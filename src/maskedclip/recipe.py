@@ -151,6 +151,8 @@ class ObjectiveRecipe:
 
     mask_ratio: float = 0.75
     """Share of the patches hidden in the masked pass; exactly round((1 - ratio) L) stay visible."""
+    decoded_share: float = 1.0
+    """Share of the hidden patches that the decoders predict, drawn anew at each step; below 1 a step is cheaper."""
     clip_weight: float = 1.0
     """Weight of the image-text loss."""
     soft_targets: bool = True
@@ -184,6 +186,10 @@ class ObjectiveRecipe:
         """Reject contradictions, naming the mend."""
         _require(
             0 <= self.mask_ratio < 1, f"objective.mask_ratio: {self.mask_ratio} is outside [0, 1); the default is 0.75"
+        )
+        _require(
+            0 < self.decoded_share <= 1,
+            f"objective.decoded_share: {self.decoded_share} is outside (0, 1]; 1 decodes all hidden patches",
         )
         for name in ("clip_weight", "mim_weight", "mkd_weight"):
             _require(getattr(self, name) >= 0, f"objective.{name}: {getattr(self, name)} is negative; 0 leaves it out")
@@ -227,16 +233,30 @@ class TrainingRecipe:
     """AdamW's betas."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0 is no clipping."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Learning rates of parameters whose names match a regular expression, relative to what they would have; the first
+    match counts, 0 freezes, e.g. {"encoder.vit.blocks.[0-5]\\.": 0, "bridge": 2.0}."""
+    micro_batches: int = 1
+    """Parts in which a step's batch is computed, so that a large batch fits; the gradient is that of the whole batch,
+    contrast included."""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward pass: about a third more time, a fraction of the memory."""
+    compile: bool = False
+    """torch.compile encoder, bridge, text encoder and decoders; given up with a printed reason where it fails."""
+    ema_decay: float = 0.0
+    """Decay a step of a moving average of the model's weights, which is then what is validated and saved; 0 is none."""
     precision: Literal["bf16-mixed", "32-true", "16-mixed"] = "bf16-mixed"
     """Autocast of the modules; losses, norms and optimizer state stay in float32."""
     accelerator: str = "auto"
     """auto, cpu, cuda, mps."""
     strategy: str = "auto"
-    """Lightning Fabric's strategy: auto, ddp, ..."""
+    """auto (one process, or DDP on several devices), ddp, fsdp (FSDP2: weights, gradients and optimizer sharded)."""
     devices: int | str = "auto"
     """Processes on each machine, or auto."""
     num_nodes: int = 1
     """Machines."""
+    timeout_minutes: float = 10.0
+    """How long a rank waits for another one before the run ends with an error."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     validate_every: int = 500
@@ -247,6 +267,12 @@ class TrainingRecipe:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    sharded_checkpoints: bool = False
+    """Each rank writes its own part; any number of ranks reads either kind."""
+    best_metric: str | None = None
+    """A figure of the online probes (probe_auroc, knn_auroc, ...); the best one's checkpoint is kept and the model."""
+    patience: int = 0
+    """Validations without a better training.best_metric after which the run ends; 0 is never."""
     tensorboard: bool = True
     """Write RUN/tensorboard beside metrics.jsonl."""
     max_minutes: float = 0.0
@@ -262,11 +288,33 @@ class TrainingRecipe:
         """Reject contradictions, naming the mend."""
         for name in ("steps", "validate_every", "max_bad_steps"):
             _require(getattr(self, name) >= 0, f"training.{name}: {getattr(self, name)} is negative; give 0 or more")
-        for name in ("log_every", "validate_rows", "checkpoint_every", "keep_checkpoints", "num_nodes"):
+        for name in (
+            "log_every",
+            "validate_rows",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "num_nodes",
+            "micro_batches",
+        ):
             _require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)} is too small; give 1 or more")
         _require(self.lr > 0, f"training.lr: {self.lr}; give a value above 0")
         _require(0 <= self.warmup < 1, f"training.warmup: {self.warmup} is a share of the steps in [0, 1)")
         _require(self.clip_norm >= 0, "training.clip_norm: give 0 (none) or more")
+        _require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay} is outside [0, 1); e.g. 0.9998")
+        _require(self.timeout_minutes > 0, "training.timeout_minutes: give more than 0, e.g. 10")
+        _require(self.patience >= 0, "training.patience: give 0 (never) or more")
+        _require(
+            self.patience == 0 or (self.best_metric is not None and self.validate_every > 0),
+            "training.patience: needs training.best_metric (e.g. probe_auroc) and training.validate_every above 0",
+        )
+        for pattern, factor in self.lr_factors.items():
+            _require(factor >= 0, f"training.lr_factors: {pattern}: {factor} is negative; 0 freezes")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"training.lr_factors: {pattern}: no regular expression ({error}); e.g. encoder.vit.blocks.0"
+                ) from None
         _require(self.max_minutes >= 0, "training.max_minutes: give 0 (no limit) or more")
         _require(0 < self.first_stage_share < 1, "training.first_stage_share: give a share in (0, 1)")
         _require(all(0 <= beta < 1 for beta in self.betas), f"training.betas: {self.betas}; both must be in [0, 1)")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskedclip.models.attention import fused_attention, plain_is_faster, set_attention
+from maskedclip.models.attention import evaluation_kernels, plain_is_faster, set_attention
 from maskedclip.models.bridge import Bridge
 from maskedclip.models.text import TextEncoder, bert_from_config, small_bert_config
 
@@ -52,10 +52,10 @@ def test_set_attention__changes_the_kernel(make: Callable[[], tuple[nn.Module, C
     assert kernels == [True, False]
 
 
-def test_fused_attention__for_a_while_only() -> None:
+def test_evaluation_kernels__for_a_while_only() -> None:
     module, _ = _bridge()
     set_attention(module, fused=False)
-    with fused_attention(module):
+    with evaluation_kernels(module):
         assert all(block.attn.fused_attn for block in module.blocks)  # type: ignore[union-attr]
     assert not any(block.attn.fused_attn for block in module.blocks)  # type: ignore[union-attr]
 

@@ -46,10 +46,10 @@ def _killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Die inside step `step`, as after a power cut: nothing of the run's own clean-up is relied upon."""
     original = loop._Trainer._step
 
-    def fatal(self: loop._Trainer, at: int, host: object, window: object) -> None:
+    def fatal(self: loop._Trainer, at: int, *rest: Any) -> Any:
         if at == step:
             raise _Killed
-        original(self, at, host, window)  # type: ignore[arg-type]
+        return original(self, at, *rest)
 
     monkeypatch.setattr(loop._Trainer, "_step", fatal)
 
@@ -194,10 +194,10 @@ def test_pretrain__skips_counts_captures_and_replays_bad_steps(
 
     original = loop._Trainer._step
 
-    def poisoned(self: loop._Trainer, step: int, host: loop.HostBatch, *rest: Any) -> None:
+    def poisoned(self: loop._Trainer, step: int, host: loop.HostBatch, *rest: Any) -> Any:
         healthy = torch.tensor(self.recipe.data.mean)
         self.objective.mean.copy_(healthy if step != 2 else torch.full((3,), float("nan")))
-        original(self, step, host, *rest)
+        return original(self, step, host, *rest)
 
     monkeypatch.setattr(loop._Trainer, "_step", poisoned)
     pretrain(_recipe(), folder, tmp_path / "run")
@@ -209,9 +209,11 @@ def test_pretrain__skips_counts_captures_and_replays_bad_steps(
     figures = replay(capture)  # without the poison the same step is healthy
     assert all(torch.isfinite(torch.tensor(value)) for value in figures.values())
 
-    monkeypatch.setattr(
-        loop._Trainer, "_step", lambda self, *given: (self.objective.mean.fill_(float("nan")), original(self, *given))
-    )
+    def doomed(self: loop._Trainer, *given: Any) -> Any:
+        self.objective.mean.fill_(float("nan"))
+        return original(self, *given)
+
+    monkeypatch.setattr(loop._Trainer, "_step", doomed)
     with pytest.raises(UserError, match="3 steps were not finite"):
         pretrain(_recipe("--training.max_bad_steps", "2"), folder, tmp_path / "doomed")
 

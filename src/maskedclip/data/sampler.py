@@ -118,9 +118,10 @@ def check_ranks(recipe: Recipe, world: int) -> None:
     Raises:
         UserError: names the field and the nearest batch sizes that fit.
     """
+    parts = recipe.training.micro_batches
+    shares = world * parts
     for name, batch in zip(("batch_paired", "batch_unpaired"), recipe.batch_sizes, strict=True):
-        if batch % world:
-            lower, upper = batch // world * world, (batch // world + 1) * world
-            raise UserError(
-                f"data.{name}: {batch} does not divide over {world} ranks; give {lower or upper} or {upper}"
-            )
+        if batch % shares:
+            lower, upper = batch // shares * shares, (batch // shares + 1) * shares
+            over = f"{world} ranks" + (f" x {parts} training.micro_batches" if parts > 1 else "")
+            raise UserError(f"data.{name}: {batch} does not divide over {over}; give {lower or upper} or {upper}")

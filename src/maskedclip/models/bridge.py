@@ -3,8 +3,12 @@
 The paper names the module; its depth and width are ours, fields of the recipe.
 """
 
+from typing import Any
+
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maskedclip.models.initialisation import initialise
 
@@ -12,6 +16,22 @@ from maskedclip.models.initialisation import initialise
 def transformer_blocks(width: int, depth: int, heads: int) -> nn.Sequential:
     """Pre-norm blocks as timm's ViT has them, without dropout or stochastic depth."""
     return nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+
+
+def run_blocks(blocks: nn.Module, tokens: Tensor, *, recompute: bool) -> Tensor:
+    """Blocks one after the other, (B, N, D) -> (B, N, D).
+
+    Args:
+        blocks: a sequence of blocks.
+        tokens: (B, N, D).
+        recompute: keep only each block's input for the backward pass and compute the block again there.
+    """
+    if not (recompute and torch.is_grad_enabled()):
+        return blocks(tokens)
+    for block in blocks.children():
+        result: Any = checkpoint(block, tokens, use_reentrant=False)
+        tokens = result
+    return tokens
 
 
 class Bridge(nn.Module):
@@ -22,11 +42,11 @@ class Bridge(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.depth = depth
+        self.depth, self.recompute = depth, False
         self.blocks = transformer_blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width, eps=1e-6) if depth else nn.Identity()
         initialise(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Lead tokens (B, C + L, D) of the masked space to the CLIP space, (B, C + L, D)."""
-        return self.norm(self.blocks(tokens))
+        return self.norm(run_blocks(self.blocks, tokens, recompute=self.recompute))

@@ -6,7 +6,7 @@ B images, L patches, K visible ones, C class tokens (1 or 0), D the encoder's wi
 import torch
 from torch import Tensor, nn
 
-from maskedclip.models.bridge import transformer_blocks
+from maskedclip.models.bridge import run_blocks, transformer_blocks
 from maskedclip.models.initialisation import initialise
 from maskedclip.models.vit import sincos_positions
 
@@ -26,7 +26,7 @@ class Decoder(nn.Module):
         out: int,
     ) -> None:
         super().__init__()
-        self.class_tokens = class_tokens
+        self.class_tokens, self.recompute = class_tokens, False
         self.embed = nn.Linear(encoder_width, width)
         self.blocks = transformer_blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -36,15 +36,18 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.positions = nn.Buffer(sincos_positions(grid, width), persistent=False)  # (1, L, W)
 
-    def forward(self, tokens: Tensor, restore: Tensor) -> Tensor:
-        """Predict something of every patch.
+    def forward(self, tokens: Tensor, restore: Tensor, decoded: Tensor | None = None) -> Tensor:
+        """Predict something of every patch, or of some hidden ones.
 
         Args:
             tokens: of the visible patches, after the class token if any, (B, C + K, D).
             restore: place of each patch in the order (visible, hidden), int64 (B, L).
+            decoded: places of the H' hidden patches to predict, int64 (B, H'); no other hidden patch is looked at.
 
-        Returns: (B, L, out) in image order.
+        Returns: (B, L, out) in image order, or (B, H', out) in the order of `decoded`.
         """
+        if decoded is not None:
+            return self._some(tokens, restore, decoded)
         embedded = self.embed(tokens)
         front, visible = embedded[:, : self.class_tokens], embedded[:, self.class_tokens :]
         batch, length = restore.shape
@@ -52,5 +55,21 @@ class Decoder(nn.Module):
         shuffled = torch.cat([visible, hidden], dim=1)  # (B, L, W), visible first
         patches = shuffled.gather(1, restore[:, :, None].expand(-1, -1, shuffled.shape[-1]))
         patches = patches + self.positions.to(patches.dtype)
-        decoded = self.norm(self.blocks(torch.cat([front, patches], dim=1)))
-        return self.head(decoded[:, self.class_tokens :])
+        return self.head(self._transform(torch.cat([front, patches], dim=1))[:, self.class_tokens :])
+
+    def _some(self, tokens: Tensor, restore: Tensor, decoded: Tensor) -> Tensor:
+        """Visible patches and some hidden ones alone; a block has no need of an order, only of positions."""
+        embedded = self.embed(tokens)
+        batch, count = decoded.shape
+        visible = embedded.shape[1] - self.class_tokens
+        keep = restore.argsort(dim=1)[:, :visible]  # (B, K)
+        places = torch.cat([keep, decoded], dim=1)  # (B, K + H')
+        positions = self.positions.to(embedded.dtype).expand(batch, -1, -1)
+        positions = positions.gather(1, places[:, :, None].expand(-1, -1, positions.shape[-1]))
+        hidden = self.mask_token.to(embedded.dtype).expand(batch, count, -1)
+        patches = torch.cat([embedded[:, self.class_tokens :], hidden], dim=1) + positions
+        everything = self._transform(torch.cat([embedded[:, : self.class_tokens], patches], dim=1))
+        return self.head(everything[:, -count:])
+
+    def _transform(self, tokens: Tensor) -> Tensor:
+        return self.norm(run_blocks(self.blocks, tokens, recompute=self.recompute))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskedclip.data.transforms import normalise
-from maskedclip.models.attention import fused_attention
+from maskedclip.models.attention import evaluation_kernels
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.saving import Preprocessing
 from maskedclip.models.text import TextTokenizer
@@ -30,7 +30,7 @@ def image_features(model: MaskedCLIP, image: Tensor, preprocessing: Preprocessin
     Returns: `encoder`, mean of the patch tokens of f, (B, D); where texts were trained on, also `bridge`, mean of the
         patch tokens of g(f), (B, D), and `projected`, unit length, (B, E).  float32.
     """
-    with fused_attention(model):
+    with evaluation_kernels(model):
         tokens = model.encoder(to_input(image, preprocessing))
         features = {"encoder": model.pool(tokens)}
         if model.image_projection is not None:
@@ -63,6 +63,6 @@ def text_features(model: MaskedCLIP, tokenizer: TextTokenizer, texts: list[str])
     parts = []
     for start in range(0, len(texts), BATCH):
         ids, mask = tokenizer(texts[start : start + BATCH])
-        with fused_attention(model):
+        with evaluation_kernels(model):
             parts.append(model.embed_text(ids.to(device), mask.to(device)).cpu().numpy())
     return np.concatenate(parts)

@@ -70,12 +70,16 @@ class MaskedCLIP(nn.Module):
                 self.standardise = BatchStandardise(encoder.width)
             self.image_projection = nn.Linear(encoder.width, config.embed_dim, bias=False)
             nn.init.normal_(self.image_projection.weight, std=encoder.width**-0.5)
-            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+            self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # (1,): FSDP2 shards no scalars
 
     def project(self, clip_tokens: Tensor) -> Tensor:
         """Mean of the patch tokens of the CLIP space, projected: (B, C + L, D) -> unit length, float32 (B, E)."""
+        return self.project_pooled(self.pool(clip_tokens))
+
+    def project_pooled(self, pooled: Tensor) -> Tensor:
+        """Pooled features of the CLIP space, projected: (B, D) -> unit length, float32 (B, E)."""
         assert self.image_projection is not None
-        return functional.normalize(self.image_projection(self.standardise(self.pool(clip_tokens))).float(), dim=-1)
+        return functional.normalize(self.image_projection(self.standardise(pooled)).float(), dim=-1)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Mean of the patch tokens, the default feature: (B, C + L, D) -> (B, D)."""
@@ -90,7 +94,7 @@ class MaskedCLIP(nn.Module):
     def scale(self) -> Tensor:
         """exp(s), the inverse temperature, ()."""
         assert self.logit_scale is not None
-        return self.logit_scale.exp()
+        return self.logit_scale.exp().squeeze()
 
 
 def model_from_config(config: ModelConfig) -> MaskedCLIP:

@@ -1,5 +1,8 @@
 """Standardisation of pooled features over the global batch, the same on one rank and on many."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +20,8 @@ class BatchStandardise(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.follows = True
+        """Whether the running statistics follow the batch; a step that looks twice at a batch follows it once."""
         self.mean = nn.Buffer(torch.zeros(width))
         self.variance = nn.Buffer(torch.ones(width))
 
@@ -27,8 +32,24 @@ class BatchStandardise(nn.Module):
             return (pooled - self.mean) / (self.variance + _EPSILON).sqrt()
         everywhere = gather_rows(pooled)  # (B, D)
         mean, variance = everywhere.mean(dim=0), everywhere.var(dim=0, unbiased=False)
-        with torch.no_grad():
-            healthy = torch.isfinite(mean).all() & torch.isfinite(variance).all()  # a skipped step leaves no trace
-            self.mean.copy_(torch.where(healthy, self.mean.lerp(mean, _MOMENTUM), self.mean))
-            self.variance.copy_(torch.where(healthy, self.variance.lerp(variance, _MOMENTUM), self.variance))
+        if self.follows:
+            self._follow(mean.detach(), variance.detach())
         return (pooled - mean) / (variance + _EPSILON).sqrt()
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        self.mean.lerp_(mean, _MOMENTUM)
+        self.variance.lerp_(variance, _MOMENTUM)
+
+
+@contextmanager
+def statistics_paused(module: nn.Module) -> Iterator[None]:
+    """No running statistics inside a module follow the batch for a while."""
+    layers = [layer for layer in module.modules() if isinstance(layer, BatchStandardise)]
+    for layer in layers:
+        layer.follows = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.follows = True

@@ -131,9 +131,21 @@ class TextEncoder(nn.Module):
 
     def pool(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean over real tokens of the BERT's last layer, (U, T) -> (U, W)."""
-        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (U, T, W)
+        hidden = self.bert(input_ids=ids, attention_mask=self._attention_mask(mask)).last_hidden_state  # (U, T, W)
         weight = mask[:, :, None].to(hidden.dtype)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def _attention_mask(self, mask: Tensor) -> Tensor:
+        """The mask as BERT's attention adds it, (U, 1, 1, T): of a plain one it asks the device whether all is real."""
+        config: Any = self.bert.config
+        if config.model_type != "bert":
+            return mask
+        real = mask[:, None, None, :] > 0
+        if config._attn_implementation == "sdpa":
+            return real
+        kind = mask.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return torch.where(real, 0.0, torch.finfo(dtype).min).to(dtype)
 
     def project(self, pooled: Tensor) -> Tensor:
         """Into the shared space, (B, W) -> unit length, float32 (B, E)."""

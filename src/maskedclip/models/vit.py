@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskedclip.errors import UserError
+from maskedclip.models.bridge import run_blocks
 from maskedclip.models.initialisation import initialise
 
 
@@ -33,7 +34,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, vit: VisionTransformer, *, fixed_positions: bool = False) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit, self.recompute = vit, False
         self.width: int = vit.embed_dim
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)  # type: ignore[assignment]
         self.patch_size: int = vit.patch_embed.patch_size[0]
@@ -56,7 +57,7 @@ class ImageEncoder(nn.Module):
         """
         vit = self.vit
         tokens = vit.norm_pre(self._with_prefix(self._embed(image, keep), keep))
-        tokens = vit.norm(vit.blocks(tokens))
+        tokens = vit.norm(run_blocks(vit.blocks, tokens, recompute=self.recompute))
         registers = slice(self.num_class_tokens, vit.num_prefix_tokens)
         if registers.stop > registers.start:
             tokens = torch.cat([tokens[:, : registers.start], tokens[:, registers.stop :]], dim=1)
@@ -183,6 +184,12 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
         raise UserError(
             f"model.image_weights: {path.name} is no whole safetensors file ({_first_line(error)})"
         ) from None
+    spoilt = [name for name, value in stored.items() if not torch.isfinite(value).all()]
+    if spoilt:
+        raise UserError(
+            f"model.image_weights: {path.name}: {len(spoilt)} tensors hold NaN or infinity ({spoilt[0]}...); "
+            "save the file again from a healthy model"
+        )
     try:
         fitted = checkpoint_filter_fn(stored, vit)
         missing, unexpected = vit.load_state_dict(fitted, strict=False)

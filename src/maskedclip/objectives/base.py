@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from maskedclip.models.maskedclip import MaskedCLIP
-from maskedclip.objectives.masking import Mask, MaskContext, Masker, mask_from_scores
+from maskedclip.objectives.masking import Mask, MaskContext, Masker, decode_some, mask_from_scores
+from maskedclip.ranks import gather_rows
 
 if TYPE_CHECKING:
     from maskedclip.data.loader import HostBatch
@@ -68,12 +69,14 @@ class Views:
     mask_ratio: float
     progress: float
     teacher: "MovingAverageTeacher | None" = None
+    decoded_share: float = 1.0
 
     @cached_property
     def mask(self) -> Mask:
         """The step's mask."""
         context = MaskContext(self.batch.keys, self.model.encoder.num_patches, self.progress)
-        return mask_from_scores(self.masker.score(context), self.mask_ratio)
+        mask = mask_from_scores(self.masker.score(context), self.mask_ratio)
+        return decode_some(mask, self.batch.keys, self.decoded_share)
 
     @cached_property
     def masked_tokens(self) -> Tensor:
@@ -86,16 +89,35 @@ class Views:
         return self.model.bridge(self.model.encoder(self.image[: self.batch.num_paired]))
 
     @cached_property
+    def pooled_image(self) -> Tensor:
+        """Paired images before their projection, (B_p, D)."""
+        return self.model.pool(self.paired_tokens)
+
+    @cached_property
+    def pooled_text(self) -> Tensor:
+        """Distinct texts before their projection, (U, W)."""
+        assert self.batch.text_ids is not None
+        assert self.batch.text_mask is not None
+        assert self.model.text_encoder is not None
+        return self.model.text_encoder.pool(self.batch.text_ids, self.batch.text_mask)
+
+    @cached_property
     def paired_embedding(self) -> Tensor:
         """Projected paired images, unit length, (B_p, E)."""
-        return self.model.project(self.paired_tokens)
+        return self.model.project_pooled(self.pooled_image)
 
     @cached_property
     def text_embedding(self) -> Tensor:
         """Texts of the paired images, unit length, (B_p, E)."""
-        assert self.batch.text_ids is not None
-        assert self.batch.text_mask is not None
-        return self.model.embed_text(self.batch.text_ids, self.batch.text_mask, self.batch.text_index)
+        assert self.model.text_encoder is not None
+        index = self.batch.text_index
+        return self.model.text_encoder.project(self.pooled_text if index is None else self.pooled_text[index])
+
+    @cached_property
+    def prototypes(self) -> tuple[Tensor, Tensor]:
+        """Texts of all ranks, without gradient, (M, E), and their keys, (M,)."""
+        assert self.batch.text_key is not None
+        return gather_rows(self.text_embedding.detach()), gather_rows(self.batch.text_key)
 
     @cached_property
     def target_patches(self) -> Tensor:

@@ -121,6 +121,9 @@ def _own_rows(count: int) -> slice:
 class Contrastive(nn.Module):
     """The image-text objective of a step."""
 
+    spans_batch = True
+    """The loss is no mean over samples: a batch that is computed in parts needs the features of all of it."""
+
     def __init__(self, *, soft_targets: bool) -> None:
         super().__init__()
         self.soft_targets = soft_targets

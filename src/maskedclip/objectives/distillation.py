@@ -5,7 +5,7 @@ H of them in the loss, D encoder width, E shared width, M texts.
 """
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from maskedclip.models.decoder import Decoder
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.vit import gather_patches
 from maskedclip.objectives.base import Losses, Report, Views
-from maskedclip.ranks import gather_rows
 
 
 def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def spread(target: Tensor) -> Tensor:
 class Distillation(nn.Module):
     """h_z and its loss over all images; trains the encoder and h_z only, whatever its options."""
 
-    needs_clip_space = True
+    spans_batch = False
 
     def __init__(
         self,
@@ -88,7 +87,8 @@ class Distillation(nn.Module):
     def forward(self, views: Views) -> tuple[Losses, Report]:
         """L_mkd of the masked pass against the CLIP-space features of the whole images."""
         model, mask = views.model, views.mask
-        prediction = self.decoder(views.masked_tokens, mask.restore)  # (b, L, D or E)
+        decoded = mask.decoded if self.patches == "masked" else None
+        prediction = self.decoder(views.masked_tokens, mask.restore, decoded)  # (b, H or L, D or E)
         encoded = views.target_patches.detach()  # (b, L, D); computed here, under the step's own precision
         with torch.autocast(prediction.device.type, enabled=False):
             target = encoded.float()
@@ -97,8 +97,8 @@ class Distillation(nn.Module):
             weight = views.target_projection.detach().float()
             if self.target == "projected":
                 target = functional.normalize(target @ weight.T, dim=-1)
-            if self.patches == "masked":
-                prediction, target = gather_patches(prediction, mask.hidden), gather_patches(target, mask.hidden)
+            if decoded is not None:
+                target = gather_patches(target, decoded)
             if self.loss == "prototype_kl":
                 value = self._over_prototypes(views, prediction.float(), target, weight)
             else:
@@ -109,12 +109,12 @@ class Distillation(nn.Module):
     def _over_prototypes(self, views: Views, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         if self.target == "bridge":  # the frozen projection leads both to the space of the texts
             prediction, target = prediction @ weight.T, target @ weight.T
-        assert views.batch.text_key is not None
+        text, text_key = views.prototypes
         return prototype_loss(
             functional.normalize(prediction, dim=-1),
             functional.normalize(target, dim=-1),
-            gather_rows(views.text_embedding.detach()),
-            gather_rows(views.batch.text_key),
+            text,
+            text_key,
             self.temperatures,
         )
 
@@ -132,12 +132,13 @@ class MovingAverageTeacher(nn.Module):
         self.image_projection.requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, model: MaskedCLIP) -> None:
-        """teacher = decay x teacher + (1 - decay) x student, after an optimizer step."""
+    def follow(self, model: MaskedCLIP, skipped: Tensor | None = None) -> None:
+        """teacher = decay x teacher + (1 - decay) x student, after an optimizer step that was not skipped."""
+        share: Any = 1 - self.decay if skipped is None else (1 - self.decay) * (1 - skipped)
         for name in ("encoder", "bridge", "image_projection"):
             mine, theirs = getattr(self, name), getattr(model, name)
             for teacher, student in zip(mine.parameters(), theirs.parameters(), strict=True):
-                teacher.lerp_(student, 1 - self.decay)
+                teacher.lerp_(student, share)
 
     @torch.no_grad()
     def patches(self, image: Tensor) -> Tensor:

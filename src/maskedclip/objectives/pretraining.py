@@ -1,9 +1,11 @@
-"""The recipe's objective: model, masker and terms as one module whose forward is one step.
+"""The recipe's objective: model, masker and terms as one module whose forward is one step, or a part of one.
 
 The loop sees losses and a report, and knows neither CLIP nor MAE.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from maskedclip.data.transforms import normalise
 from maskedclip.models.decoder import Decoder
 from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.models.standardise import statistics_paused
 from maskedclip.objectives.base import Batch, Losses, Report, Views
 from maskedclip.objectives.contrastive import Contrastive
 from maskedclip.objectives.distillation import Distillation, MovingAverageTeacher
@@ -31,6 +34,42 @@ class Weight:
         return self.value if self.ramp <= 0 else self.value * min(1.0, progress / self.ramp)
 
 
+# Named tuples: Fabric takes apart what a module is given and puts it together again, which frozen dataclasses forbid.
+
+
+class Pool(NamedTuple):
+    """Ask for pooled features alone: of the paired images (B_p, D) and of the distinct texts (U, W)."""
+
+
+class Contrast(NamedTuple):
+    """Ask for the losses that span the batch, of pooled features that were computed in parts.
+
+    image: (B_p, D).  text: (U, W).  Both of the whole batch of this rank.
+    """
+
+    image: Tensor
+    text: Tensor
+
+
+class Part(NamedTuple):
+    """Ask for one part of a batch that is computed in parts.
+
+    whole: the pooled features of the whole batch, detached.  batch: the whole batch, its images unread.
+    image_gradient, text_gradient: of the losses that span the batch by this part's features, (b_p, D) and (u, W).
+    parts: how many there are.  last: whether this one trains what comes after the pooled features.
+    """
+
+    whole: Contrast | None
+    batch: Batch
+    image_gradient: Tensor | None
+    text_gradient: Tensor | None
+    parts: int
+    last: bool
+
+
+Task = Pool | Contrast | Part
+
+
 class PretrainingObjective(nn.Module):
     """Weighted sum of terms over the shared views of a step."""
 
@@ -46,6 +85,7 @@ class PretrainingObjective(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         teacher: MovingAverageTeacher | None = None,
+        decoded_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.mean = nn.Buffer(torch.tensor(mean), persistent=False)
@@ -53,24 +93,78 @@ class PretrainingObjective(nn.Module):
         self.model = model
         self.terms = nn.ModuleDict(terms)
         self.weights, self.masker, self.mask_ratio = weights, masker, mask_ratio
-        self.max_logit_scale = max_logit_scale
+        self.decoded_share = decoded_share
+        self.max_log_scale = math.log(max_logit_scale)
         self.teacher = teacher
 
-    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, Losses, Report]:
-        """One step.
+    def recompute_blocks(self) -> None:
+        """Keep only the inputs of all transformer blocks for the backward pass (gradient checkpointing)."""
+        for module in self.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = True  # type: ignore[assignment]
+        if self.model.text_encoder is not None:
+            options = {"use_reentrant": False}
+            self.model.text_encoder.bert.gradient_checkpointing_enable(options)  # type: ignore[operator]
+
+    @property
+    def spans_batch(self) -> bool:
+        """Whether a loss needs the features of the whole batch at once."""
+        return any(term.spans_batch for term in self.terms.values())
+
+    def forward(self, batch: Batch, progress: float, task: Task | None = None) -> Any:
+        """One step, or what a task asks for; all ways through the module are here, since wrappers see no other.
 
         Args:
             batch: this rank's samples.
             progress: place of the step in the run, in [0, 1].
+            task: None is the whole step.
 
-        Returns: the weighted sum, () with gradient; each term's own loss and report, detached.
+        Returns: the weighted sum, () with gradient; each term's own loss and report, detached.  For `Pool` the pooled
+            features of the paired images and of the distinct texts.
         """
+        if isinstance(task, Contrast):
+            with statistics_paused(self):
+                return self._sum(self._of_features(batch, progress, task), progress, spanning=True, others=False)
+        views = self._views(batch, progress)
+        if isinstance(task, Pool):
+            return views.pooled_image, views.pooled_text
+        if task is None:
+            return self._sum(views, progress, spanning=True, others=True)
+        return self._part(views, progress, task)
+
+    def _views(self, batch: Batch, progress: float) -> Views:
         image = normalise(batch.image, self.mean, self.std, batch.colour)
-        views = Views(self.model, batch, image, self.masker, self.mask_ratio, progress, self.teacher)
-        total = image.new_zeros(())
+        return Views(self.model, batch, image, self.masker, self.mask_ratio, progress, self.teacher, self.decoded_share)
+
+    def _of_features(self, batch: Batch, progress: float, features: Contrast) -> Views:
+        views = Views(self.model, batch, batch.image, self.masker, self.mask_ratio, progress)
+        vars(views).update(pooled_image=features.image, pooled_text=features.text)
+        return views
+
+    def _part(self, views: Views, progress: float, task: Part) -> tuple[Tensor, Losses, Report]:
+        """Losses of this part's samples, and the gradient that the losses of the whole batch send through it."""
+        if task.whole is not None:
+            whole = self._of_features(task.batch, progress, task.whole)
+            with torch.no_grad(), statistics_paused(self):
+                vars(views).update(prototypes=whole.prototypes)
+        total, losses, report = self._sum(views, progress, spanning=False, others=True)
+        total = total / task.parts
+        if task.image_gradient is not None and task.text_gradient is not None:
+            total = total + (views.pooled_image.float() * task.image_gradient).sum()
+            total = total + (views.pooled_text.float() * task.text_gradient).sum()
+        if task.last and task.whole is not None:
+            whole = self._of_features(task.batch, progress, task.whole)
+            spanning, its_losses, its_report = self._sum(whole, progress, spanning=True, others=False)
+            total, losses, report = total + spanning, losses | its_losses, report | its_report
+        return total, losses, report
+
+    def _sum(self, views: Views, progress: float, *, spanning: bool, others: bool) -> tuple[Tensor, Losses, Report]:
+        total = self.mean.new_zeros(())
         losses: Losses = {}
         report: Report = {}
         for name, term in self.terms.items():
+            if not (spanning if term.spans_batch else others):
+                continue
             term_losses, term_report = term(views)
             for key, value in term_losses.items():
                 total = total + self.weights[name].at(progress) * value
@@ -79,13 +173,16 @@ class PretrainingObjective(nn.Module):
         return total, losses, report
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Clamp the temperature and let the teacher follow, after each optimizer step."""
+    def after_step(self, skipped: Tensor | None = None) -> None:
+        """Clamp the temperature and let the teacher follow, after each optimizer step.
+
+        Args:
+            skipped: 1.0 where the step left the weights as they were, (); the teacher then stays too.
+        """
         if self.model.logit_scale is not None:
-            limit = torch.tensor(self.max_logit_scale, device=self.model.logit_scale.device).log()
-            self.model.logit_scale.clamp_(max=limit)
+            self.model.logit_scale.clamp_(max=self.max_log_scale)
         if self.teacher is not None:
-            self.teacher.follow(self.model)
+            self.teacher.follow(self.model, skipped)
 
 
 def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
@@ -140,4 +237,5 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
         mean=recipe.data.mean,
         std=recipe.data.std,
         teacher=teacher,
+        decoded_share=chosen.decoded_share,
     )

@@ -1,139 +1,176 @@
-"""Checkpoints: one folder a step, complete or absent, verified by checksum, without pickle.
+"""Checkpoints: one folder a step, complete or absent, verified by checksums, without pickle.
 
-`state.safetensors` holds the objective's and the optimizer's tensors under names; `state.json` the step, the counters
-and the checksum.  A folder gets its name only when both are on disk.
+`state.safetensors` holds tensors under names, or `shard-#####.safetensors` one rank's part of each; `state.json` the
+step, the counters and the checksums.  A folder gets its name only when all of it is on disk.  Any number of ranks
+reads what any other number wrote: shards of a tensor are its rows in the order of the ranks.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from maskedclip.errors import UserError
-from maskedclip.training.optimizer import Group
+from maskedclip.ranks import everybody, rank_and_world, wait_for_all
+from maskedclip.training.weights import whole
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
 
 
 @dataclass
 class Progress:
-    """Where a run stands.  step: of the next step.  seconds: trained so far."""
+    """Where a run stands.
+
+    step: of the next step.  seconds: trained so far.  bad_steps, substituted: counted so far.  best, best_step: the
+    best value of `training.best_metric` and its step.  stale: validations since then.
+    """
 
     step: int = 0
     seconds: float = 0.0
     bad_steps: int = 0
     substituted: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
 
 
 def save_checkpoint(
-    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group], progress: Progress
+    folder: Path, tensors: Mapping[str, Tensor], progress: Progress, *, sharded: bool = False, name: str = "step"
 ) -> Path:
-    """Write `folder/step-########` and return it; atomic even when killed in the middle.
+    """Write `folder/NAME-########` and return it; atomic even when killed in the middle.  All ranks must call.
+
+    Args:
+        folder: of all checkpoints.
+        tensors: whole or sharded (DTensor).
+        progress: where the run stands.
+        sharded: each rank writes its own part, instead of the first rank all of it.
+        name: of the kind of checkpoint.
 
     Raises:
         UserError: no space on the disk; nothing that was there is lost.
     """
-    target = folder / f"step-{progress.step:08d}"
-    partial = folder / f".partial-{progress.step:08d}"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(_tensors(objective, optimizer, groups), partial / _TENSORS)
-        state = {"progress": asdict(progress), "sha256": _sha256(partial / _TENSORS)}
+    target = folder / f"{name}-{progress.step:08d}"
+    partial = folder / f".partial-{name}-{progress.step:08d}"
+    rank, _ = rank_and_world()
+    mine = _own_part(tensors, rank) if sharded else {key: whole(value) for key, value in tensors.items()}
+    file = f"shard-{rank:05d}.safetensors" if sharded else _TENSORS
+    writes = sharded or rank == 0
+
+    def begin() -> None:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def write() -> None:
+        if writes:
+            save_file(mine, partial / file)
+            _flush(partial / file)
+
+    failed = _fault(begin)
+    wait_for_all()
+    failed = failed or _fault(write)
+    sums = everybody((file, _sha256(partial / file) if failed is None and writes else None, failed))
+    failed = next((error for _, _, error in sums if error is not None), None)
+
+    def name_it() -> None:
+        checks = {name: value for name, value, _ in sums if value is not None}
+        state = {"progress": asdict(progress), "sha256": checks}
         (partial / _STATE).write_text(json.dumps(state, indent=2) + "\n")
-        for name in (_TENSORS, _STATE):
-            _flush(partial / name)
+        _flush(partial / _STATE)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    if rank == 0 and failed is None:
+        failed = _fault(name_it)
+    failed = everybody(failed)[0]
+    if failed is not None:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"{target}: the checkpoint cannot be written ({error}); free some space and go on with --resume true"
-        ) from None
+            f"{target}: the checkpoint cannot be written ({failed}); free some space and go on with --resume true"
+        )
     return target
 
 
-def load_checkpoint(
-    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]
-) -> tuple[Progress | None, list[str]]:
-    """Restore the newest whole checkpoint below a folder.
-
-    Returns: where the run stands (None when there is no whole checkpoint), and a line for each damaged one.
-    """
-    complaints = []
-    for path in reversed(list_checkpoints(folder)):
-        try:
-            return restore(path, objective, optimizer, groups), complaints
-        except UserError as error:
-            complaints.append(f"{error}; the one before it is used")
-    return None, complaints
-
-
-def restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]) -> Progress:
-    """Restore one checkpoint.
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    """Whole tensors and progress of one checkpoint.
 
     Raises:
         UserError: a part is missing, or its checksum differs.
     """
     try:
         state = json.loads((path / _STATE).read_text())
-        if _sha256(path / _TENSORS) != state["sha256"]:
-            raise ValueError("its checksum differs")
-        _restore(load_file(path / _TENSORS), objective, optimizer, groups)
-        return Progress(**state["progress"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        files = sorted(state["sha256"])
+        for file in files:
+            if Path(file).name != file:
+                raise ValueError("it names a file elsewhere")
+            if _sha256(path / file) != state["sha256"][file]:
+                raise ValueError("its checksum differs")
+        parts = [load_file(path / file) for file in files]
+        names = dict.fromkeys(name for part in parts for name in part)
+        tensors = {name: _join([part[name] for part in parts if name in part]) for name in names}
+        return tensors, Progress(**state["progress"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path.name} is damaged ({line})") from None
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
+def read_newest(folder: Path) -> tuple[tuple[dict[str, Tensor], Progress] | None, list[str]]:
+    """The newest whole checkpoint below a folder (None when there is none), and a line for each damaged one."""
+    complaints = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return read_checkpoint(path), complaints
+        except UserError as error:
+            complaints.append(f"{error}; the one before it is used")
+    return None, complaints
+
+
+def list_checkpoints(folder: Path, name: str = "step") -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob(f"{name}-*"))
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
+def prune_checkpoints(folder: Path, keep: int, name: str = "step") -> None:
     """Delete all but the newest ones, and what a killed run left half-written."""
-    for path in list_checkpoints(folder)[:-keep]:
+    for path in list_checkpoints(folder, name)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".partial-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]) -> dict[str, Tensor]:
-    tensors = {f"objective/{name}": value for name, value in objective.state_dict().items()}
-    for group in groups:
-        for name, parameter in group.parameters.items():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{name}/{key}"] = value
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _restore(
-    tensors: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]
-) -> None:
-    weights = {
-        name.removeprefix("objective/"): value for name, value in tensors.items() if name.startswith("objective/")
-    }
-    objective.load_state_dict(weights)
-    kept: dict[str, dict[str, Tensor]] = {}
+def _own_part(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """This rank's rows of sharded tensors, and on the first rank the others."""
+    mine = {}
     for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            parameter, _, key = name.removeprefix("optimizer/").rpartition("/")
-            kept.setdefault(parameter, {})[key] = value
-    for group in groups:
-        for name, parameter in group.parameters.items():
-            if name in kept:
-                optimizer.state[parameter] = {
-                    key: value.clone().to(parameter.device) for key, value in kept[name].items()
-                }
+        if isinstance(value, DTensor):
+            mine[name] = value.to_local().detach().cpu().contiguous()
+        elif rank == 0:
+            mine[name] = value.detach().cpu().contiguous()
+    return mine
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _fault(act: Callable[[], None]) -> str | None:
+    """What went wrong on the disk, if anything."""
+    try:
+        act()
+    except (OSError, SafetensorError) as error:
+        return str(error)
+    return None
 
 
 def _sha256(path: Path) -> str:

@@ -10,11 +10,12 @@ from maskedclip.evaluation.knn import nearest_neighbours
 from maskedclip.evaluation.probe import linear_probe
 from maskedclip.evaluation.selection import ranking_quality
 from maskedclip.evaluation.tasks import Prediction, Task, read_tasks
-from maskedclip.models.attention import fused_attention
+from maskedclip.models.attention import evaluation_kernels
 from maskedclip.models.features import BATCH, stack_features, to_input
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.saving import Preprocessing
 from maskedclip.objectives.distillation import spread
+from maskedclip.ranks import everybody, rank_and_world
 from maskedclip.recipe import Recipe
 
 _PROBE_C = 0.01
@@ -57,11 +58,10 @@ class Monitor:
 
         The model must be in evaluation mode; computed in float32.
         """
-        with fused_attention(model):
+        with evaluation_kernels(model):
             figures = self._spaces(model)
         if self.tasks:
-            batches = image_batches(self.store, self.rows, size=self.preprocessing.size, batch=BATCH)
-            features = stack_features(model, batches, self.preprocessing)["encoder"]
+            features = self._features(model)
             patients = self.store.patients[self.rows]
             neighbours = nearest_neighbours(features, self.tasks, self.splits, ks=(20,), default=20)
             probed = linear_probe(features, self.tasks, self.splits, patients, grid=(_PROBE_C,))
@@ -71,6 +71,18 @@ class Monitor:
                 "encoder_rank": effective_rank(features[self.splits == "test"]),
             }
         return {name: value for name, value in figures.items() if np.isfinite(value)}
+
+    def _features(self, model: MaskedCLIP) -> np.ndarray:
+        """Of all watched rows, in their order: each rank encodes some, and each row comes back to its place (P12)."""
+        rank, world = rank_and_world()
+        mine = np.arange(rank, len(self.rows), world)
+        batches = image_batches(self.store, self.rows[mine], size=self.preprocessing.size, batch=BATCH)
+        parts = everybody((mine, stack_features(model, batches, self.preprocessing)["encoder"] if len(mine) else None))
+        known = [(places, values) for places, values in parts if values is not None]
+        features = np.empty((len(self.rows), known[0][1].shape[1]), np.float32)
+        for places, values in known:
+            features[places] = values
+        return features
 
     def _macro(self, predictions: dict[str, Prediction | str]) -> float:
         held_out = self.splits == "test"

@@ -1,11 +1,15 @@
 """AdamW's parameter groups and the learning rate as a pure function of the step."""
 
+import difflib
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe
 
 # Tokens, positions and the temperature are no matrices that decay should shrink.
@@ -28,26 +32,49 @@ def effective_lr(recipe: Recipe) -> float:
     return training.lr * sum(recipe.batch_sizes) / 256 if training.scale_lr else training.lr
 
 
+def freeze(module: nn.Module, recipe: Recipe) -> int:
+    """Freeze the parameters whose learning rate `training.lr_factors` sets to 0; returns how many numbers they hold.
+
+    Raises:
+        UserError: a regular expression matches no parameter.
+    """
+    factors = recipe.training.lr_factors
+    names = [name for name, _ in module.named_parameters()]
+    for pattern in factors:
+        if not any(re.search(pattern, name) for name in names):
+            near = difflib.get_close_matches(pattern, names, 1, cutoff=0.0)
+            raise UserError(
+                f"training.lr_factors: {pattern} matches no parameter; their names are like {', '.join(near)}"
+            )
+    frozen = [parameter for name, parameter in module.named_parameters() if _own_factor(name, factors) == 0]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in frozen)
+
+
+def _own_factor(name: str, factors: Mapping[str, float]) -> float:
+    return next((factor for pattern, factor in factors.items() if re.search(pattern, name)), 1.0)
+
+
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[Group]:
-    """Groups by part (image encoder, text encoder, rest) and decay, in a fixed order, without frozen parameters."""
+    """Groups by part (image encoder, text encoder, rest), decay and own factor, in a fixed order; no frozen ones."""
     training = recipe.training
     factors = {"image_encoder": training.image_lr_factor, "text_encoder": training.text_lr_factor, "others": 1.0}
-    found: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
+    found: dict[tuple[str, bool, float], dict[str, nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             part = next((key for key, mark in _PARTS.items() if name.startswith(mark)), "others")
             decays = parameter.ndim >= 2 and not any(mark in name for mark in _NO_DECAY)
-            found.setdefault((part, decays), {})[name] = parameter
+            found.setdefault((part, decays, _own_factor(name, training.lr_factors)), {})[name] = parameter
+    parts = list(factors)
     return [
         Group(
-            name=part + ("" if decays else " (no decay)"),
-            lr=effective_lr(recipe) * factors[part],
+            name=part + ("" if own == 1 else f" x {own:g}") + ("" if decays else " (no decay)"),
+            lr=effective_lr(recipe) * factors[part] * own,
             weight_decay=training.weight_decay if decays else 0.0,
-            parameters=found[part, decays],
+            parameters=found[part, decays, own],
         )
-        for part in factors
-        for decays in (True, False)
-        if (part, decays) in found
+        for part, decays, own in sorted(found, key=lambda key: (parts.index(key[0]), not key[1], key[2] != 1, key[2]))
     ]
 
 

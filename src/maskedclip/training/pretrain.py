@@ -1,16 +1,13 @@
 """The loop.  It knows batches, one objective and the run directory; what is learnt is the objective's affair."""
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from maskedclip.console import bar, minutes, say
@@ -28,13 +25,30 @@ from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training.checkpoint import (
     Progress,
     list_checkpoints,
-    load_checkpoint,
     prune_checkpoints,
+    read_checkpoint,
+    read_newest,
     save_checkpoint,
 )
+from maskedclip.training.compilation import compile_modules, first_call
+from maskedclip.training.describe import announce, facts, training_texts, truncated_share
+from maskedclip.training.log import Log, Window, waiting_verdict
 from maskedclip.training.monitor import Monitor, collapse_message
-from maskedclip.training.optimizer import Group, make_optimizer, parameter_groups, set_learning_rates
+from maskedclip.training.optimizer import Group, freeze, make_optimizer, parameter_groups, set_learning_rates
+from maskedclip.training.parallel import make_fabric
 from maskedclip.training.rundir import RunDirectory
+from maskedclip.training.step import Outcome, Stepper
+from maskedclip.training.stopping import REQUEUE, StopRequest, agree
+from maskedclip.training.weights import (
+    AVERAGE,
+    WeightAverage,
+    is_sharded,
+    plain_copy,
+    plain_model,
+    restore_tensors,
+    run_tensors,
+    whole,
+)
 
 _CAPTURES = 3
 
@@ -43,7 +57,8 @@ _CAPTURES = 3
 class Finished:
     """How a call of `pretrain` ended.
 
-    step: of the next step.  complete: all steps are done.  leads: whether this rank is the one that speaks.
+    step: of the next step.  complete: nothing is left to do.  leads: whether this rank is the one that speaks.
+    status: exit status; 75 (EX_TEMPFAIL) when a scheduler asked for the end and the run wants to be started again.
     """
 
     run: Path
@@ -51,6 +66,7 @@ class Finished:
     complete: bool
     reason: str
     leads: bool = True
+    status: int = 0
 
 
 def pretrain(
@@ -85,7 +101,7 @@ def pretrain(
     if recipe.training.first_stage is not None:
         first = pretrain(_first_stage(recipe), data, out / "first_stage", resume=True, command=command)
         if not first.complete:
-            return Finished(out, first.step, False, f"the first stage ended early: {first.reason}", first.leads)
+            return replace(first, run=out, reason=f"the first stage ended early: {first.reason}")
         encoder_weights = read_model(first.run / "model").model.encoder.state_dict()
     return _Trainer(recipe, store, run, command or sys.argv, encoder_weights).train()
 
@@ -119,15 +135,7 @@ class _Trainer:
         if training.first_stage is not None:
             self.steps = training.steps - round(training.steps * training.first_stage_share)
         self.stage = recipe.replace(training={"steps": self.steps})
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
-        self.fabric = Fabric(
-            accelerator=training.accelerator,
-            strategy=training.strategy,
-            devices=training.devices,
-            num_nodes=training.num_nodes,
-            precision=training.precision,
-        )
+        self.fabric = make_fabric(recipe)
         self.fabric.launch()
         check_ranks(recipe, self.fabric.world_size)
         self.pools: Pools = make_pools(store, recipe)
@@ -138,23 +146,44 @@ class _Trainer:
             mean=recipe.data.mean,
             std=recipe.data.std,
         )
-        texts = (
-            sorted({text for row in self.pools.paired.tolist() if (text := store.text(row))})
-            if recipe.reads_text
-            else []
-        )
+        texts = training_texts(store, self.pools, recipe)
         model, self.tokenizer = build_model(recipe, texts)
         if encoder_weights is not None:
             model.encoder.load_state_dict(encoder_weights)
         self.model: MaskedCLIP = model
-        objective = build_objective(recipe, model)
-        self.groups: list[Group] = parameter_groups(objective, recipe)
-        self.optimizer = make_optimizer(self.groups, recipe)
-        self.objective: PretrainingObjective = objective
-        set_attention(objective, fused=not plain_is_faster(self.fabric.device, training.precision))
-        self.module, self.wrapped_optimizer = self.fabric.setup(objective, self.optimizer)
+        self.objective: PretrainingObjective = build_objective(recipe, model)
+        self._make_modules()
         self.progress = Progress()
         self._prepare(command, texts)
+
+    def _make_modules(self) -> None:
+        """Freeze, choose kernels, wrap; the optimizer comes last, since FSDP2 replaces the parameters."""
+        training, objective = self.recipe.training, self.objective
+        self.frozen = freeze(objective, self.recipe)
+        set_attention(objective, fused=not plain_is_faster(self.fabric.device, training.precision))
+        if training.gradient_checkpointing:
+            objective.recompute_blocks()
+        self.module = self.fabric.setup_module(objective)
+        self.compiled = compile_modules(objective) if training.compile else []
+        self.groups: list[Group] = parameter_groups(objective, self.recipe)
+        if not self.groups:
+            raise UserError("training.lr_factors: every parameter is frozen, so nothing is learnt; free some")
+        self.optimizer = make_optimizer(self.groups, self.recipe)
+        wrapped = self.fabric.setup_optimizers(self.optimizer)
+        self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
+        # The other ways to skip a step wait for the device; on a processor there is nothing to wait for.
+        on_device = self.fabric.device.type == "cuda" and training.precision != "16-mixed" and not is_sharded(objective)
+        self.stepper = Stepper(
+            self.fabric,
+            self.module,
+            objective,
+            self.optimizer,
+            wrapped,  # type: ignore[arg-type]
+            clip_norm=training.clip_norm,
+            parts=training.micro_batches,
+            average=self.average,
+            skip_on_device=on_device,
+        )
 
     @property
     def _leads(self) -> bool:
@@ -167,144 +196,141 @@ class _Trainer:
     def _prepare(self, command: Sequence[str], texts: list[str]) -> None:
         """Restore or begin, and tell the user what is about to happen."""
         found = bool(list_checkpoints(self.run.checkpoints))
-        restored, complaints = load_checkpoint(self.run.checkpoints, self.objective, self.optimizer, self.groups)
+        restored, complaints = read_newest(self.run.checkpoints)
         for line in complaints:
             self._say(line)
         if restored is not None:
-            self.progress = restored
-            self._say(f"resumed at step {restored.step} of {self.steps}")
+            tensors, self.progress = restored
+            self._restore(tensors)
+            self._say(f"resumed at step {self.progress.step} of {self.steps}")
         elif found:
             raise UserError(f"{self.run.checkpoints}: no checkpoint is whole; start again in another --out")
         self.fabric.barrier()
-        if self._leads and restored is None:
-            self.run.write_start(self.recipe, self.store, command, self._facts(texts))
-        if self._leads:
-            self.run.truncate_metrics(self.progress.step)
-        self._describe(texts)
-
-    def _facts(self, texts: list[str]) -> dict[str, Any]:
-        return {
-            "paired_images": len(self.pools.paired),
-            "unpaired_images": len(self.pools.unpaired),
-            "patients_with_text": list(self.pools.patients_with_text),
-            "distinct_texts": len(texts),
-            "truncated_texts": self._truncated(texts),
-            "device": str(self.fabric.device),
-            "world_size": self.fabric.world_size,
-            "threads": torch.get_num_threads(),
-            "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in self._parts().items()},
-        }
-
-    def _parts(self) -> dict[str, torch.nn.Module]:
-        parts: dict[str, torch.nn.Module | None] = {
-            "image_encoder": self.model.encoder,
-            "bridge": self.model.bridge,
-            "text_encoder": self.model.text_encoder,
-            "decoders": self.objective.terms,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def _truncated(self, texts: list[str]) -> float:
-        """Share of the paired images whose text is longer than the context."""
-        if self.tokenizer is None or not texts:
-            return 0.0
-        lengths = zip(texts, self.tokenizer.lengths(texts), strict=True)
-        cut = {text for text, count in lengths if count > self.tokenizer.length}
-        rows = self.pools.paired.tolist()
-        return sum(self.store.text(row) in cut for row in rows) / len(rows)
-
-    def _describe(self, texts: list[str]) -> None:
+        truncated = truncated_share(self.store, self.pools, self.tokenizer, texts)
         if not self._leads:
             return
-        paired, unpaired = self.recipe.batch_sizes
-        say(f"data: {self.pools.summary()}; {paired} + {unpaired} a step, {self.steps} steps on {self.fabric.device}")
-        if self.tokenizer is not None:
-            share = self._truncated(texts)
-            mend = "; raise data.context_length, or data.sentences some" if share > 0.01 else ""
-            say(f"texts: {len(texts):,} distinct, {self.tokenizer.length} tokens each; {share:.1%} are cut{mend}")
-        scaled = (
-            f"{self.recipe.training.lr:g} x {paired + unpaired} / 256" if self.recipe.training.scale_lr else "as given"
+        device = str(self.fabric.device)
+        if restored is None:
+            told = facts(self.objective, self.pools, texts, truncated, device, self.fabric.world_size)
+            self.run.write_start(self.recipe, self.store, command, told)
+        self.run.truncate_metrics(self.progress.step)
+        announce(
+            self.recipe, self.pools, self.tokenizer, texts, truncated, self.groups, self.frozen, self.steps, device
         )
-        rates = ", ".join(f"{group.name} {group.lr:.2e}" for group in self.groups if "no decay" not in group.name)
-        say(f"learning rates at their peak ({scaled}): {rates}")
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        try:
+            restore_tensors(tensors, self.objective, self.optimizer, self.groups, self.average)
+        except ValueError as error:
+            raise UserError(
+                f"{self.run.checkpoints}: the newest checkpoint does not fit ({error}); use another --out"
+            ) from None
 
     def train(self) -> Finished:
-        """Run all remaining steps, or until the time is over."""
+        """Run all remaining steps, or until there is a reason to end."""
         training, start = self.recipe.training, self.progress.step
+        with self.fabric.rank_zero_first(local=True):
+            decode_store(self.store, self.recipe.data.decoded_cache, shown=self._leads)
         dataset = StepDataset(
             self.store, self.pools, self.stage, self.tokenizer, self.fabric.global_rank, self.fabric.world_size
         )
-        with self.fabric.rank_zero_first(local=True):
-            decode_store(self.store, self.recipe.data.decoded_cache, shown=self._leads)
         self.monitor = Monitor(self.store, self.recipe, self.preprocessing) if training.validate_every else None
-        self.log = _Log(self.run, training.tensorboard, self.progress.step) if self._leads else None
+        self.log = Log(self.run, training.tensorboard, self.progress.step) if self._leads else None
         if start == 0 and self.steps and self.monitor is not None:
             self._validate(0)
-        reason = "all steps are done"
-        self.began = time.monotonic() - self.progress.seconds
-        window = _Window()
-        with bar("pretrain", self.steps, start, shown=self._leads) as shown:
+        reason, status, waited = "all steps are done", 0, 0.0
+        entered = time.monotonic()
+        self.began = entered - self.progress.seconds
+        self.window = Window()
+        pending: tuple[int, HostBatch, Outcome] | None = None
+        with bar("pretrain", self.steps, start, shown=self._leads) as shown, StopRequest() as request:
             batches = step_loader(dataset, start, self.steps)
+            if self._finished_early():
+                reason, self.steps = f"{training.best_metric} got no better", start
             for step in range(start, self.steps):
-                waited = time.monotonic()
+                asked = time.monotonic()
                 batch = next(batches)
-                window.waited += time.monotonic() - waited
-                self._step(step, batch, window)
+                self.window.waited += time.monotonic() - asked
+                waited += time.monotonic() - asked
+                pending = self._step(step, batch, pending)
                 self.progress.step = step + 1
-                if (step + 1) % training.log_every == 0 or step + 1 == self.steps:
-                    note = self._log_window(window)
-                    window = _Window()
-                    shown.advance(step + 1 - shown.done, note)
-                if training.validate_every and ((step + 1) % training.validate_every == 0 or step + 1 == self.steps):
+                last = step + 1 == self.steps
+                validates = bool(training.validate_every) and ((step + 1) % training.validate_every == 0 or last)
+                saves = (step + 1) % training.checkpoint_every == 0 or last
+                over = self._asked_to_end(step + 1, request)
+                if last or validates or saves or over or (step + 1) % training.log_every == 0:
+                    pending = self._look_at(pending)
+                if (step + 1) % training.log_every == 0 or last:
+                    shown.advance(step + 1 - shown.done, self._log_window())
+                if validates:
                     self._validate(step + 1)
-                over = self._out_of_time()
-                if (step + 1) % training.checkpoint_every == 0 or step + 1 == self.steps or over:
+                stale = self._finished_early()
+                if saves or over or stale:
                     self._checkpoint()
-                if over and step + 1 < self.steps:
-                    reason = f"training.max_minutes ({training.max_minutes:g}) is over"
+                if over and not last:
+                    reason, status = over
                     break
-        complete = self.progress.step >= self.steps
+                if stale and not last:
+                    reason = f"{training.best_metric} got no better in {training.patience} validations"
+                    break
+        complete = self.progress.step >= self.steps or self._finished_early()
+        self._write_model()
         if self._leads:
-            self._write_model()
+            verdict = waiting_verdict(waited / (time.monotonic() - entered), self.recipe.data.workers)
+            if verdict is not None and self.progress.step > start + training.log_every:
+                say(verdict)
         self.fabric.barrier()
-        return Finished(self.run.path, self.progress.step, complete, reason, self._leads)
+        return Finished(self.run.path, self.progress.step, complete, reason, self._leads, status)
 
-    def _step(self, step: int, host: HostBatch, window: "_Window") -> None:
-        """One optimizer step; skipped, counted and captured when its loss or gradient is not finite."""
-        training = self.recipe.training
-        window.lr = set_learning_rates(self.optimizer, self.groups, step, self.stage) * self.groups[0].lr
+    def _step(
+        self, step: int, host: HostBatch, pending: tuple[int, HostBatch, Outcome] | None
+    ) -> tuple[int, HostBatch, Outcome] | None:
+        """Launch a step, then look at the one before it, whose outcome the device knows by now."""
+        launched = self._launch(step, host)
+        if pending is not None and self._is_bad(pending):
+            # This one changed nothing either: from a bad step on the weights wait until it has been looked at.
+            launched = self._launch(step, host)
+        return launched if self.stepper.skip_on_device else self._look_at(launched)
+
+    def _launch(self, step: int, host: HostBatch) -> tuple[int, HostBatch, Outcome]:
+        rate = set_learning_rates(self.optimizer, self.groups, step, self.stage)
+        self.window.lr = rate * self.groups[0].lr
         batch = Batch.from_host(host, self.fabric.device)
-        self.module.train()
-        total, losses, report = self.module(batch, step / max(1, self.steps))
-        self.fabric.backward(total)
-        limit = training.clip_norm or float("inf")
-        norm = self.fabric.clip_gradients(self.module, self.wrapped_optimizer, max_norm=limit, error_if_nonfinite=False)
-        assert isinstance(norm, Tensor)
-        if torch.isfinite(norm):  # ranks agree: the gradient is the same on all of them
-            self.wrapped_optimizer.step()
-            self.objective.after_step()
-            window.add(losses | report | {"loss": total.detach(), "grad_norm": norm.detach()}, len(host.rows))
-        else:
-            self._bad_step(step, host, losses, norm)
-        self.wrapped_optimizer.zero_grad(set_to_none=True)
-        self.progress.substituted += host.substituted
+        progress = step / max(1, self.steps)
+        outcome = first_call(lambda: self.stepper(batch, progress), self.compiled, self._say)
+        self.window.add(outcome.values(), len(host.rows), 1 - outcome.skipped)
+        return step, host, outcome
 
-    def _bad_step(self, step: int, host: HostBatch, losses: dict[str, Tensor], norm: Tensor) -> None:
-        """Skip a non-finite step; keep what is needed to replay it, and end the run when there are too many (P1)."""
+    def _look_at(self, pending: tuple[int, HostBatch, Outcome] | None) -> None:
+        """Wait for the newest step and count it."""
+        if pending is not None:
+            self._is_bad(pending)
+
+    def _is_bad(self, pending: tuple[int, HostBatch, Outcome]) -> bool:
+        step, host, outcome = pending
+        bad = bool(outcome.skipped)
+        if bad:
+            self.stepper.resume_updates()
+            self._bad_step(step, host, outcome)
+        self.progress.substituted += host.substituted
+        return bad
+
+    def _bad_step(self, step: int, host: HostBatch, outcome: Outcome) -> None:
+        """Tell of a skipped step; keep what is needed to replay it, and end the run when there are too many (P1)."""
         self.progress.bad_steps += 1
-        values = {name: float(value) for name, value in losses.items()} | {"grad_norm": float(norm)}
+        values = {name: float(value) for name, value in (outcome.losses | {"grad_norm": outcome.norm}).items()}
         listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
         self._say(f"step {step} skipped: not finite ({listed}); {self.progress.bad_steps} so far")
         captures = self.run.path / "bad_steps"
-        if self._leads and len(list_checkpoints(captures)) < _CAPTURES:
-            at = replace(self.progress, step=step)
-            folder = save_checkpoint(captures, self.objective, self.optimizer, self.groups, at)
-            facts = {
+        if len(list_checkpoints(captures)) < _CAPTURES:
+            folder = save_checkpoint(captures, self._tensors(), replace(self.progress, step=step))
+            told = {
                 "rows": host.rows.tolist(),
                 "keys": host.keys.tolist(),
                 "values": {k: str(v) for k, v in values.items()},
             }
-            (folder / "batch.json").write_text(json.dumps(facts, indent=2) + "\n")
+            if self._leads:
+                (folder / "batch.json").write_text(json.dumps(told, indent=2) + "\n")
         if self.progress.bad_steps > self.recipe.training.max_bad_steps:
             raise UserError(
                 f"{self.run.path}: {self.progress.bad_steps} steps were not finite (training.max_bad_steps "
@@ -312,7 +338,8 @@ class _Trainer:
                 f"`python -m maskedclip.training.replay {captures}/step-{step:08d}`"
             )
 
-    def _log_window(self, window: "_Window") -> str:
+    def _log_window(self) -> str:
+        window, self.window = self.window, Window()
         values = window.means(self.fabric)
         values |= {
             "lr": window.lr,
@@ -321,101 +348,89 @@ class _Trainer:
             "bad_steps": self.progress.bad_steps,
             "substituted": self.progress.substituted,
         }
+        if self.fabric.device.type == "cuda":
+            values["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.fabric.device)
         if self.log is not None:
             self.log.write("train", self.progress.step, values)
         rate = f"{values['images_per_second']:.0f} images/s  data wait {values['data_wait']:.0%}"
         return f"loss {values.get('loss', float('nan')):.3f}  {rate}"
 
     def _validate(self, step: int) -> None:
-        if self.monitor is not None and self._leads:
-            self.objective.eval()
-            figures = self.monitor.measure(self.model)
-            self.objective.train()
+        """Score the model, all ranks together; count whether it got better."""
+        if self.monitor is None:
+            return
+        self.objective.eval()
+        figures = self.monitor.measure(plain_model(self.model, self.average))
+        self.objective.train()
+        if self._leads:
             assert self.log is not None
             self.log.write("validation", step, dict(figures))
             listed = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
             say(f"step {step}: {listed}")
             if (warning := collapse_message(figures)) is not None:
                 say(f"warning: {warning}")
+        if step and (metric := self.recipe.training.best_metric) is not None:
+            self._count_best(step, metric, self.fabric.broadcast(figures))
         self.fabric.barrier()
 
-    def _out_of_time(self) -> bool:
+    def _count_best(self, step: int, metric: str, figures: dict[str, float]) -> None:
+        if metric not in figures:
+            raise UserError(
+                f"training.best_metric: {metric} is not among the probes' figures ({', '.join(figures)}); "
+                "probes need labels and rows with split val"
+            )
+        progress = self.progress
+        if progress.best is not None and figures[metric] <= progress.best:
+            progress.stale += 1
+            return
+        progress.best, progress.best_step, progress.stale = figures[metric], step, 0
+        progress.seconds = time.monotonic() - self.began
+        save_checkpoint(self.run.checkpoints, self._tensors(), progress, name="best")
+        if self._leads:
+            prune_checkpoints(self.run.checkpoints, 1, "best")
+
+    def _finished_early(self) -> bool:
+        patience = self.recipe.training.patience
+        return bool(patience) and self.progress.stale >= patience
+
+    def _asked_to_end(self, step: int, request: StopRequest) -> tuple[str, int] | None:
+        """Why and with which status to end now, the same on all ranks."""
         limit = self.recipe.training.max_minutes
-        if not limit:
-            return False
-        over = time.monotonic() - self.began > 60 * limit
-        return bool(self.fabric.broadcast(over)) if self.fabric.world_size > 1 else over
+        code = 2 if request.received else 1 if limit and time.monotonic() - self.began > 60 * limit else 0
+        code = agree(self.fabric, step, code)
+        if code == 2:
+            return f"{request.received or 'a signal'} asked for it", REQUEUE
+        return (f"training.max_minutes ({limit:g}) is over", 0) if code else None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return run_tensors(self.objective, self.optimizer, self.groups, self.average)
 
     def _checkpoint(self) -> None:
+        training = self.recipe.training
         self.progress.seconds = time.monotonic() - self.began
+        if self.log is not None:
+            self.log.flush()
+        save_checkpoint(self.run.checkpoints, self._tensors(), self.progress, sharded=training.sharded_checkpoints)
         if self._leads:
-            if self.log is not None:
-                self.log.flush()
-            save_checkpoint(self.run.checkpoints, self.objective, self.optimizer, self.groups, self.progress)
-            prune_checkpoints(self.run.checkpoints, self.recipe.training.keep_checkpoints)
+            prune_checkpoints(self.run.checkpoints, training.keep_checkpoints)
         self.fabric.barrier()
 
     def _write_model(self) -> None:
-        decoders = self.objective.terms.state_dict()
-        save_model(self.run.model, self.model, self.tokenizer, self.preprocessing, decoders)
+        """Write RUN/model: the newest weights, or those of the best checkpoint, or their moving average."""
+        model = plain_model(self.model, self.average)
+        decoders = {name: whole(value) for name, value in self.objective.terms.state_dict().items()}
+        if not self._leads:
+            return
+        best = list_checkpoints(self.run.checkpoints, "best")
+        if best and self.recipe.training.best_metric is not None:
+            tensors, at = read_checkpoint(best[-1])
+            source = AVERAGE if self.average is not None else "objective/model."
+            model = plain_copy(model, tensors, source)
+            prefix = "objective/terms."
+            decoders = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            say(f"the model is that of step {at.best_step}: best {self.recipe.training.best_metric} {at.best:.3f}")
+        save_model(self.run.model, model, self.tokenizer, self.preprocessing, decoders)
         if self.progress.substituted:
             say(f"{self.progress.substituted} samples could not be decoded and were replaced; curate the store again")
         if self.progress.step:
             say(f"{self.progress.step} steps in {minutes(self.progress.seconds)}")
-
-
-class _Window:
-    """Sums over the steps since the last logged line; tensors stay on the device until then."""
-
-    def __init__(self) -> None:
-        self.began, self.waited, self.lr = time.monotonic(), 0.0, 0.0
-        self.images = self.count = 0
-        self.sums: dict[str, Tensor] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since the window began."""
-        return time.monotonic() - self.began
-
-    def add(self, values: dict[str, Tensor], images: int) -> None:
-        """Count a good step."""
-        self.count, self.images = self.count + 1, self.images + images
-        for name, value in values.items():
-            value = value.float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-
-    def means(self, fabric: Fabric) -> dict[str, float]:
-        """Means over the steps and over the ranks."""
-        if not self.count:
-            return {}
-        names = list(self.sums)
-        stacked = torch.stack([self.sums[name] for name in names]) / self.count
-        reduced = fabric.all_reduce(stacked, reduce_op="mean")
-        assert isinstance(reduced, Tensor)
-        return dict(zip(names, reduced.tolist(), strict=True))
-
-
-class _Log:
-    """metrics.jsonl always, TensorBoard beside it."""
-
-    def __init__(self, run: RunDirectory, tensorboard: bool, step: int) -> None:
-        self.file = run.metrics.open("a")
-        self.writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=step or None)
-
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Log numbers at a step (of the steps done, from 0)."""
-        self.file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
-        self.file.flush()
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
-
-    def flush(self) -> None:
-        """Everything so far is on disk."""
-        self.file.flush()
-        if self.writer is not None:
-            self.writer.flush()

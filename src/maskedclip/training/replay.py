@@ -15,9 +15,10 @@ from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import build_model
 from maskedclip.objectives.base import Batch
 from maskedclip.objectives.pretraining import build_objective
-from maskedclip.training.checkpoint import restore
-from maskedclip.training.optimizer import make_optimizer, parameter_groups
+from maskedclip.training.checkpoint import read_checkpoint
+from maskedclip.training.optimizer import freeze, make_optimizer, parameter_groups
 from maskedclip.training.rundir import RunDirectory
+from maskedclip.training.weights import restore_tensors
 
 
 def replay(capture: Path) -> dict[str, float]:
@@ -38,8 +39,13 @@ def replay(capture: Path) -> dict[str, float]:
     texts = sorted({text for row in pools.paired.tolist() if (text := store.text(row))}) if recipe.reads_text else []
     model, tokenizer = build_model(recipe, texts)
     objective = build_objective(recipe, model)
+    freeze(objective, recipe)
     groups = parameter_groups(objective, recipe)
-    progress = restore(capture, objective, make_optimizer(groups, recipe), groups)
+    tensors, progress = read_checkpoint(capture)
+    try:
+        restore_tensors(tensors, objective, make_optimizer(groups, recipe), groups)
+    except ValueError as error:
+        raise UserError(f"{capture}: does not fit its run ({error})") from None
     host = StepDataset(store, pools, recipe, tokenizer)[progress.step]
     batch = Batch.from_host(host)
     total, losses, _ = objective(batch, progress.step / max(1, recipe.training.steps))

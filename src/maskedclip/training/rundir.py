@@ -32,6 +32,12 @@ _MAY_CHANGE = {
         "max_minutes",
         "max_bad_steps",
         "tensorboard",
+        "compile",
+        "gradient_checkpointing",
+        "micro_batches",
+        "sharded_checkpoints",
+        "timeout_minutes",
+        "patience",
     },
 }
 

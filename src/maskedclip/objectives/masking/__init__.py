@@ -1,6 +1,6 @@
 """Which patches a step hides: a score for each patch, and one rule that turns scores into an exact mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,11 +15,13 @@ class Mask:
 
     keep: places of the visible patches, int64 (B, K).  hidden: places of the others, int64 (B, L - K).
     restore: where each patch stands in the order (keep, hidden), int64 (B, L).
+    decoded: places of the hidden patches that decoders predict, int64 (B, H'): all of `hidden`, or some.
     """
 
     keep: Tensor
     hidden: Tensor
     restore: Tensor
+    decoded: Tensor
 
     def is_hidden(self) -> Tensor:
         """True at hidden patches, bool (B, L)."""
@@ -65,4 +67,22 @@ def mask_from_scores(scores: Tensor, ratio: float) -> Mask:
     """
     shuffle = torch.argsort(scores, dim=1, stable=True)
     visible = visible_patches(scores.shape[1], ratio)
-    return Mask(keep=shuffle[:, :visible], hidden=shuffle[:, visible:], restore=torch.argsort(shuffle, dim=1))
+    hidden = shuffle[:, visible:]
+    return Mask(keep=shuffle[:, :visible], hidden=hidden, restore=torch.argsort(shuffle, dim=1), decoded=hidden)
+
+
+def decode_some(mask: Mask, keys: Tensor, share: float) -> Mask:
+    """The mask with a random part of its hidden patches to be decoded, as CrossMAE (arXiv 2401.14391) does.
+
+    Args:
+        mask: of B images.
+        keys: of the samples at their step, int64 (B,).
+        share: of the hidden patches, in (0, 1]; at least one is decoded.
+    """
+    hidden = mask.hidden.shape[1]
+    count = max(1, round(share * hidden)) if hidden else 0
+    if count == hidden:
+        return mask
+    patches = mask.restore.shape[1]
+    noise = randomness.uniform(keys, patches + hidden)[:, patches:]  # other numbers than those of the mask
+    return replace(mask, decoded=mask.hidden.gather(1, noise.argsort(dim=1, stable=True)[:, :count]))
