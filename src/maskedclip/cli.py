@@ -6,9 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 # A thread that waits for the others sleeps instead of spinning: beside one other busy process, a training step on two
@@ -16,51 +14,15 @@ from typing import Any, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from maskedclip import __version__
+from maskedclip.cli_machine import MACHINE_VERBS
+from maskedclip.cli_verb import Verb, VerbParser, add_config, boolean, path, say_next
 from maskedclip.errors import CheckFailed, UserError
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb of the command line: what it is for, an example, its arguments, and what it does."""
-
-    about: str
-    example: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-    takes_recipe: bool = False
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the whole usage."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in {"true", "1", "yes"}:
-        return True
-    if text.lower() in {"false", "0", "no"}:
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-
-
-def _next(*lines: str) -> None:
-    """Every verb ends with what to do next."""
-    for line in lines:
-        print(line)
-
 
 # --- phantom ---------------------------------------------------------------------------------------------------------
 
 
 def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=_path, required=True, metavar="DIR", help="new folder for images, masks, manifest"
-    )
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="new folder for images, masks, manifest")
     parser.add_argument(
         "--images", type=int, default=400, metavar="N", help="how many photographs (two eyes a patient)"
     )
@@ -72,7 +34,7 @@ def _phantom(args: argparse.Namespace) -> None:
     from maskedclip.data.phantom import write_phantoms
 
     manifest = write_phantoms(args.out, images=args.images, seed=args.seed, size=args.size)
-    _next(f"{args.images} phantoms in {args.out}", f"next: maskedclip curate {manifest} --out STORE")
+    say_next(f"{args.images} phantoms in {args.out}", f"next: maskedclip curate {manifest} --out STORE")
 
 
 # --- curate ----------------------------------------------------------------------------------------------------------
@@ -80,9 +42,9 @@ def _phantom(args: argparse.Namespace) -> None:
 
 def _curate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "manifest", type=_path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder of images"
+        "manifest", type=path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder of images"
     )
-    parser.add_argument("--out", type=_path, required=True, metavar="STORE", help="new folder for the store")
+    parser.add_argument("--out", type=path, required=True, metavar="STORE", help="new folder for the store")
     parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of a stored image")
     parser.add_argument("--crop", choices=["fundus", "none"], default="fundus", help="find and crop the fundus field")
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
@@ -107,7 +69,7 @@ def _curate(args: argparse.Namespace) -> None:
     counts = done.counts
     for rejected in done.quarantine[:20]:
         print(f"quarantined: row {rejected.row}, {rejected.image}: {rejected.reason}", file=sys.stderr)
-    _next(
+    say_next(
         *done.notes,
         f"{counts['stored']:,} images in {args.out} ({counts['paired']:,} with text, {counts['unpaired']:,} without), "
         f"{done.images_per_second:.0f} images/s",
@@ -121,20 +83,24 @@ def _curate(args: argparse.Namespace) -> None:
 
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
     parser.add_argument(
-        "--config",
+        "--data",
         action="append",
-        default=[],
-        metavar="RECIPE",
-        help="a file or a shipped name, a method (maskedclip, clip, mae, ...) and a size (vitb16, tiny, ...); "
-        "may be repeated, later ones override",
+        nargs="+",
+        type=path,
+        required=True,
+        metavar="STORE",
+        help="one store or several",
     )
+    parser.add_argument("--out", type=path, required=True, metavar="RUN", help="the run directory")
     parser.add_argument(
-        "--data", action="append", nargs="+", type=_path, required=True, metavar="STORE", help="one store or several"
-    )
-    parser.add_argument("--out", type=_path, required=True, metavar="RUN", help="the run directory")
-    parser.add_argument(
-        "--resume", type=_boolean, nargs="?", const=True, default=False, help="go on from the newest whole checkpoint"
+        "--resume",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="go on from the newest whole checkpoint",
     )
 
 
@@ -159,12 +125,12 @@ def _pretrain(args: argparse.Namespace) -> None:
 
     report = write_report(args.out / "report.html", args.out, open_store(stores))
     if done.complete:
-        _next(
+        say_next(
             f"{args.out}: {done.step} steps done; the model is in {args.out}/model, curves and pictures in {report}",
             f"next: maskedclip evaluate {args.out} --data {stores[0]} --out {args.out}/evaluation",
         )
     else:
-        _next(
+        say_next(
             f"{args.out}: stopped at step {done.step}, {done.reason}; the model so far is in {args.out}/model",
             "next: the same command with --resume true goes on",
         )
@@ -176,21 +142,27 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=_path, help="the run directory that pretrain wrote")
+    parser.add_argument("run", type=path, help="the run directory that pretrain wrote")
     parser.add_argument(
-        "--data", action="append", nargs="+", type=_path, required=True, metavar="STORE", help="with splits and labels"
+        "--data",
+        action="append",
+        nargs="+",
+        type=path,
+        required=True,
+        metavar="STORE",
+        help="with splits and labels",
     )
     parser.add_argument(
-        "--out", type=_path, required=True, metavar="DIR", help="new folder for results.json and report.html"
+        "--out", type=path, required=True, metavar="DIR", help="new folder for results.json and report.html"
     )
     parser.add_argument(
         "--protocols", default="linear,knn,zero_shot,retrieval", help="some of linear,knn,zero_shot,retrieval"
     )
     parser.add_argument("--replicates", type=int, default=1000, help="bootstrap replicates of an interval")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--prompts", type=_path, metavar="FILE", help="YAML or JSON: label -> sentences, for zero-shot")
+    parser.add_argument("--prompts", type=path, metavar="FILE", help="YAML or JSON: label -> sentences, for zero-shot")
     parser.add_argument(
-        "--against", type=_path, metavar="DIR", help="another evaluation of the same store, compared in pairs"
+        "--against", type=path, metavar="DIR", help="another evaluation of the same store, compared in pairs"
     )
 
 
@@ -215,18 +187,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     evaluations = {"trained": args.out} | ({"against": args.against} if args.against else {})
     report = write_report(args.out / "report.html", args.run, store, evaluations=evaluations)
-    _next(*summary_lines(results), f"next: look at {report}")
+    say_next(*summary_lines(results), f"next: look at {report}")
 
 
 # --- embed, classify -------------------------------------------------------------------------------------------------
 
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=_path, help="the run directory that pretrain wrote")
+    parser.add_argument("run", type=path, help="the run directory that pretrain wrote")
     parser.add_argument(
-        "--data", type=_path, required=True, metavar="STORE|FOLDER", help="a store, a folder, or an image"
+        "--data", type=path, required=True, metavar="STORE|FOLDER", help="a store, a folder, or an image"
     )
-    parser.add_argument("--out", type=_path, required=True, metavar="FILE.parquet", help="new file")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE.parquet", help="new file")
 
 
 def _embed(args: argparse.Namespace) -> None:
@@ -234,14 +206,14 @@ def _embed(args: argparse.Namespace) -> None:
     from maskedclip.deployment.model import load
 
     embed(load(args.run), args.data, args.out)
-    _next(f"features in {args.out}", "next: open it with Polars or DuckDB; columns id, encoder, bridge, projected")
+    say_next(f"features in {args.out}", "next: open it with Polars or DuckDB; columns id, encoder, bridge, projected")
 
 
 def _classify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=_path, help="the run directory that pretrain wrote")
-    parser.add_argument("images", type=_path, nargs="+", metavar="IMAGE", help="photographs")
+    parser.add_argument("run", type=path, help="the run directory that pretrain wrote")
+    parser.add_argument("images", type=path, nargs="+", metavar="IMAGE", help="photographs")
     parser.add_argument("--labels", required=True, help='separated by commas: "glaucoma,cataract,normal fundus"')
-    parser.add_argument("--prompts", type=_path, metavar="FILE", help="YAML or JSON: label -> sentences")
+    parser.add_argument("--prompts", type=path, metavar="FILE", help="YAML or JSON: label -> sentences")
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
 
 
@@ -259,7 +231,7 @@ def _classify(args: argparse.Namespace) -> None:
             ordered = sorted(answer.items(), key=lambda entry: -entry[1])
             print(f"{image}: " + ", ".join(f"{label} {share:.2f}" for label, share in ordered))
     if not args.json:
-        _next("zero-shot shares, not calibrated, no diagnosis; next: measure them with `maskedclip evaluate`")
+        say_next("zero-shot shares, not calibrated, no diagnosis; next: measure them with `maskedclip evaluate`")
 
 
 # --- demo, doctor ----------------------------------------------------------------------------------------------------
@@ -267,7 +239,7 @@ def _classify(args: argparse.Namespace) -> None:
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=_path, required=True, metavar="DIR", help="new folder; an interrupted demo goes on in it"
+        "--out", type=path, required=True, metavar="DIR", help="new folder; an interrupted demo goes on in it"
     )
     parser.add_argument(
         "--steps", type=int, default=None, metavar="N", help="training steps; the default takes minutes"
@@ -280,18 +252,7 @@ def _demo(args: argparse.Namespace) -> None:
     from maskedclip.demo import demo
 
     report = demo(args.out, steps=args.steps, images=args.images, seed=args.seed)
-    _next(f"next: open {report} in a browser; then train on your own images, see README.md")
-
-
-def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for a program or an issue report")
-
-
-def _doctor(args: argparse.Namespace) -> None:
-    from maskedclip.doctor import examine, findings_as_text
-
-    findings = examine()
-    print(json.dumps(findings, indent=2) if args.json else findings_as_text(findings))
+    say_next(f"next: open {report} in a browser; then train on your own images, see README.md")
 
 
 VERBS: dict[str, Verb] = {
@@ -338,12 +299,7 @@ VERBS: dict[str, Verb] = {
         _classify_arguments,
         _classify,
     ),
-    "doctor": Verb(
-        "versions, devices, what is slow or missing here",
-        "maskedclip doctor",
-        _doctor_arguments,
-        _doctor,
-    ),
+    **MACHINE_VERBS,
 }
 
 
@@ -357,9 +313,9 @@ def _overview() -> str:
     )
 
 
-def _parser(name: str) -> _Parser:
+def _parser(name: str) -> VerbParser:
     verb = VERBS[name]
-    parser = _Parser(
+    parser = VerbParser(
         prog=f"maskedclip {name}",
         description=verb.about,
         epilog=f"example:\n  {verb.example}",

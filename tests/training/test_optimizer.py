@@ -3,13 +3,22 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import build_model
 from maskedclip.objectives.pretraining import build_objective
 from maskedclip.recipe import Recipe, load_recipe
-from maskedclip.training.optimizer import effective_lr, lr_factor, make_optimizer, parameter_groups, set_learning_rates
+from maskedclip.training.optimizer import (
+    effective_lr,
+    freeze,
+    lr_factor,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rates,
+)
 from tests.stores import SENTENCES, TINY
 
 
@@ -51,3 +60,40 @@ def test_parameter_groups__decay_matrices_only_and_cover_everything() -> None:
     optimizer = make_optimizer(groups, recipe)
     factor = set_learning_rates(optimizer, groups, 3, recipe)
     assert [entry["lr"] for entry in optimizer.param_groups] == pytest.approx([group.lr * factor for group in groups])
+
+
+def _objective(*options: str) -> tuple[Recipe, torch.nn.Module]:
+    recipe = load_recipe(["maskedclip", "tiny"], [*TINY, *options])
+    model, _ = build_model(recipe, SENTENCES)
+    return recipe, build_objective(recipe, model)
+
+
+def test_lr_factors__freeze_and_scale_by_name() -> None:  # P28
+    table = '{"encoder.vit.blocks.0\\\\.": 0, "bridge": 2.0, "bert.embeddings": 0}'
+    recipe, module = _objective("--training.lr_factors", table)
+    fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    frozen = freeze(module, recipe)
+    still = [name for name, p in module.named_parameters() if not p.requires_grad and name not in fixed]
+    assert frozen == sum(module.get_parameter(name).numel() for name in still)
+    assert any("vit.blocks.0." in name for name in still)
+    assert any("bert.embeddings" in name for name in still)
+    assert not any("vit.blocks.1." in name for name in still)
+    groups = parameter_groups(module, recipe)
+    held = {name: group for group in groups for name in group.parameters}
+    assert not set(held) & set(still)
+    rate = effective_lr(recipe)
+    assert held["model.bridge.blocks.0.mlp.fc1.weight"].lr == 2 * rate
+    assert held["model.encoder.vit.blocks.1.mlp.fc1.weight"].lr == rate
+    assert sum(len(group.parameters) for group in groups) + len(still) == len(list(module.named_parameters())) - len(
+        fixed
+    )
+
+
+def test_lr_factors__what_matches_nothing_is_one_line() -> None:
+    recipe, module = _objective("--training.lr_factors", '{"brigde": 0}')
+    with pytest.raises(UserError, match="brigde matches no parameter; their names are like"):
+        freeze(module, recipe)
+    with pytest.raises(UserError, match="no regular expression"):
+        load_recipe(["tiny"], ["--training.lr_factors", '{"block(": 0}'])
+    with pytest.raises(UserError, match="is negative"):
+        load_recipe(["tiny"], ["--training.lr_factors", '{"block": -1}'])

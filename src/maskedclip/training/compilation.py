@@ -40,6 +40,6 @@ def first_call(act: Callable[[], Any], modules: list[nn.Module], say: Callable[[
         if not is_compiler_fault(error):
             raise
         undo(modules)
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        say(f"training.compile: not possible here ({line.strip()[:160]}); going on without it")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        say(f"training.compile: not possible here ({' '.join(lines[:2])[:200]}); going on without it")
         return act()
