@@ -16,7 +16,7 @@ from maskedclip.evaluation.summary import difference_line, summary_lines
 from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training.pretrain import pretrain
 
-IMAGES, TEXT_FRACTION = 5000, 0.75
+IMAGES, TEXT_FRACTION = 6000, 0.75
 
 
 def demo(out: Path, *, steps: int | None = None, images: int | None = None, seed: int = 0) -> Path:
@@ -25,7 +25,7 @@ def demo(out: Path, *, steps: int | None = None, images: int | None = None, seed
     Args:
         out: new or empty, or the folder of an interrupted demo with the same settings.
         steps: of training; None is the `tiny` recipe's.
-        images: phantoms; None is 5,000.
+        images: phantoms; None is 6,000.
         seed: of the phantoms and of the training.
 
     Raises:

@@ -1,7 +1,9 @@
 """How long a training step takes, how long its parts take alone, and how far that is from what the device can do."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskedclip.bench.timing import matrix_rate, medians, peak_rate
 from maskedclip.data.transforms import normalise
 from maskedclip.models.attention import plain_is_faster, set_attention
-from maskedclip.models.maskedclip import build_model
+from maskedclip.models.maskedclip import MaskedCLIP, build_model
+from maskedclip.models.text import TextEncoder, bert_from_config, small_bert_config
 from maskedclip.objectives.base import Batch, Views
 from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
 from maskedclip.recipe import Recipe
@@ -39,15 +42,17 @@ class Workbench:
         self.stepper(self.batch, 0.5)
 
 
-def make_workbench(recipe: Recipe, *, texts: int | None = None) -> Workbench:
+def make_workbench(recipe: Recipe, *, texts: int | None = None, tokens: int = 64) -> Workbench:
     """Build what a recipe describes, without reading weights, stores or the network.
 
     Args:
-        recipe: its weights and text encoder are replaced by untrained ones of the same shape.
+        recipe: its weights and text encoder are replaced by untrained ones of the same shape; a text encoder that is
+            no local folder has the shape of BERT-base.
         texts: distinct texts of a step; None is one for each paired image.
+        tokens: of each text, at most the recipe's context length.
     """
     recipe = recipe.replace(model={"image_weights": None})
-    model, tokenizer = build_model(recipe, _WORDS if recipe.reads_text else [])
+    model = _build(recipe)
     fabric = Fabric(accelerator=recipe.training.accelerator, devices=1, precision=recipe.training.precision)
     objective = build_objective(recipe, model)
     set_attention(objective, fused=not plain_is_faster(fabric.device, recipe.training.precision))
@@ -72,8 +77,33 @@ def make_workbench(recipe: Recipe, *, texts: int | None = None) -> Workbench:
         skip_on_device=fabric.device.type == "cuda",
     )
     paired, unpaired = recipe.batch_sizes
-    batch = _noise(recipe, paired, unpaired, 0 if tokenizer is None else tokenizer.length, texts or paired)
+    batch = _noise(recipe, paired, unpaired, min(tokens, recipe.data.context_length), texts or paired)
     return Workbench(recipe, fabric.device, fabric, objective, stepper, _moved(batch, fabric.device))
+
+
+def _build(recipe: Recipe) -> MaskedCLIP:
+    """The model, with a text encoder of the recipe's shape and a whole vocabulary, which five sentences do not fill."""
+    if not recipe.reads_text:
+        return build_model(recipe, [])[0]
+    name, chosen = recipe.model.text_encoder, recipe.model
+    model, _ = build_model(recipe.replace(model={"text_encoder": "small"}), _WORDS)
+    if (Path(name) / "config.json").is_file():
+        config = json.loads((Path(name) / "config.json").read_text())
+    elif name == "small":
+        config = small_bert_config(
+            vocabulary=chosen.small_text_vocabulary,
+            width=chosen.small_text_width,
+            depth=chosen.small_text_depth,
+            heads=chosen.small_text_heads,
+            positions=recipe.data.context_length,
+        )
+    else:
+        positions = max(512, recipe.data.context_length)
+        config = small_bert_config(vocabulary=28_996, width=768, depth=12, heads=12, positions=positions)
+    model.text_encoder = TextEncoder(
+        bert_from_config(config), chosen.embed_dim, standardise=chosen.projection_norm == "batch"
+    )
+    return model
 
 
 def _noise(recipe: Recipe, paired: int, unpaired: int, tokens: int, texts: int) -> Batch:

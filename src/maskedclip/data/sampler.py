@@ -79,12 +79,15 @@ def make_pools(store: Store, recipe: Recipe) -> Pools:
             "--data: no training row has a text, so there are no paired images; fill the manifest's column text, "
             "or train on images alone with --config mae"
         )
-    patients = np.asarray([store.patients[row] or f"row {store.ids[row]}" for row in rows.tolist()], str)
-    known = np.unique(patients[has_text])
-    count = max(1, round(recipe.data.text_fraction * len(known)))
-    kept = known[randomness.order(known, recipe.seed)[:count]]
-    paired = has_text & np.isin(patients, kept)
-    pools = Pools(rows[paired], rows[~paired], (count, len(known)))
+    with_text = rows[has_text]
+    codes, names = store.patient_codes(with_text)
+    count = max(1, round(recipe.data.text_fraction * len(names)))
+    kept = np.zeros(len(names), bool)
+    by_name = np.argsort(names, kind="stable")  # the order of equal hashes must not depend on that of the rows
+    kept[by_name[randomness.order(names[by_name], recipe.seed)[:count]]] = True
+    paired = has_text.copy()
+    paired[has_text] = kept[codes]
+    pools = Pools(rows[paired], rows[~paired], (count, len(names)))
     if recipe.data.pool == "paired":
         return Pools(pools.paired, np.empty(0, np.int64), pools.patients_with_text)
     if recipe.data.batch_unpaired > 0 and len(pools.unpaired) == 0:

@@ -14,11 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from maskedclip.data.transforms import decode
 from maskedclip.errors import UserError
+
+pc: Any = pyarrow.compute  # its functions are made at import, where pyright cannot see them
 
 
 class SupportsRows(Protocol):
@@ -106,10 +109,25 @@ class Store:
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split, int64; rows without a split belong to `train`."""
-        wanted = self.splits == split
+        column = self.table.column("split")
+        wanted = pc.fill_null(pc.equal(column, split), split == "train").to_numpy()
         if split == "train":
-            wanted |= self.splits == ""
+            wanted = wanted | pc.fill_null(pc.equal(column, ""), False).to_numpy()
         return np.flatnonzero(wanted)
+
+    def texts_of(self, rows: np.ndarray) -> list[tuple[str, int]]:
+        """The distinct reports of some rows, sorted, with the number of rows that have each."""
+        counted = pc.value_counts(self.table.column("text").take(pa.array(rows)))
+        pairs = ((entry["values"], entry["counts"]) for entry in counted.to_pylist())
+        return sorted((text, count) for text, count in pairs if text)
+
+    def patient_codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patients of some rows as numbers, int64 (n,), and the name of each number; a row without one is its own."""
+        patients = self.table.column("patient").take(pa.array(rows))
+        patients = pc.if_else(pc.equal(pc.fill_null(patients, ""), ""), pa.scalar(None, patients.type), patients)
+        own = pc.binary_join_element_wise("row", self.table.column("id").take(pa.array(rows)), " ")
+        encoded = pc.fill_null(patients, own).combine_chunks().dictionary_encode()
+        return encoded.indices.to_numpy().astype(np.int64), np.asarray(encoded.dictionary.to_pylist(), object)
 
     def image_bytes(self, row: int) -> bytes | memoryview:
         """The encoded image of one row, read through the memory map."""

@@ -3,6 +3,8 @@
 B images, L patches, K visible ones, C class tokens (1 or 0), D the encoder's width, W the decoder's own.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -68,8 +70,14 @@ class Decoder(nn.Module):
         positions = positions.gather(1, places[:, :, None].expand(-1, -1, positions.shape[-1]))
         hidden = self.mask_token.to(embedded.dtype).expand(batch, count, -1)
         patches = torch.cat([embedded[:, self.class_tokens :], hidden], dim=1) + positions
-        everything = self._transform(torch.cat([embedded[:, : self.class_tokens], patches], dim=1))
-        return self.head(everything[:, -count:])
+        return self.head(self._transform(torch.cat([embedded[:, : self.class_tokens], patches], dim=1), count))
 
-    def _transform(self, tokens: Tensor) -> Tensor:
-        return self.norm(run_blocks(self.blocks, tokens, recompute=self.recompute))
+    def _transform(self, tokens: Tensor, count: int | None = None) -> Tensor:
+        """All blocks and the norm, (B, N, W); of the last `count` tokens alone, where only they are asked for."""
+        if count is None or len(self.blocks) == 0:
+            return self.norm(run_blocks(self.blocks, tokens, recompute=self.recompute))[:, -(count or 0) :]
+        tokens = run_blocks(self.blocks[:-1], tokens, recompute=self.recompute)
+        last: Any = self.blocks[-1]
+        # What the last block makes of the other tokens nobody reads: they are looked at, and spared its MLP.
+        tokens = (tokens + last.ls1(last.attn(last.norm1(tokens))))[:, -count:]
+        return self.norm(tokens + last.ls2(last.mlp(last.norm2(tokens))))

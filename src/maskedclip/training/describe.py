@@ -18,7 +18,7 @@ def training_texts(store: Store, pools: Pools, recipe: Recipe) -> list[str]:
     """The distinct texts of the paired images, sorted."""
     if not recipe.reads_text:
         return []
-    return sorted({text for row in pools.paired.tolist() if (text := store.text(row))})
+    return [text for text, _ in store.texts_of(pools.paired)]
 
 
 def truncated_share(store: Store, pools: Pools, tokenizer: TextTokenizer | None, texts: list[str]) -> float:
@@ -27,8 +27,8 @@ def truncated_share(store: Store, pools: Pools, tokenizer: TextTokenizer | None,
         return 0.0
     lengths = zip(texts, tokenizer.lengths(texts), strict=True)
     cut = {text for text, count in lengths if count > tokenizer.length}
-    rows = pools.paired.tolist()
-    return sum(store.text(row) in cut for row in rows) / len(rows)
+    counts = store.texts_of(pools.paired)
+    return sum(count for text, count in counts if text in cut) / max(1, sum(count for _, count in counts))
 
 
 def facts(

@@ -16,6 +16,7 @@ from maskedclip.models.maskedclip import build_model
 from maskedclip.objectives.base import Batch
 from maskedclip.objectives.pretraining import build_objective
 from maskedclip.training.checkpoint import read_checkpoint
+from maskedclip.training.describe import training_texts
 from maskedclip.training.optimizer import freeze, make_optimizer, parameter_groups
 from maskedclip.training.rundir import RunDirectory
 from maskedclip.training.weights import restore_tensors
@@ -36,7 +37,7 @@ def replay(capture: Path) -> dict[str, float]:
     recipe = run.read_recipe()
     store = open_store(run.environment()["data"]["stores"])
     pools = make_pools(store, recipe)
-    texts = sorted({text for row in pools.paired.tolist() if (text := store.text(row))}) if recipe.reads_text else []
+    texts = training_texts(store, pools, recipe)
     model, tokenizer = build_model(recipe, texts)
     objective = build_objective(recipe, model)
     freeze(objective, recipe)
