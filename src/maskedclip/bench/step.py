@@ -20,6 +20,7 @@ from maskedclip.objectives.base import Batch, Views
 from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
 from maskedclip.recipe import Recipe
 from maskedclip.training.compilation import compile_modules
+from maskedclip.training.memory import keep_freed_memory
 from maskedclip.training.optimizer import make_optimizer, parameter_groups, set_learning_rates
 from maskedclip.training.step import Stepper
 
@@ -54,6 +55,7 @@ def make_workbench(recipe: Recipe, *, texts: int | None = None, tokens: int = 64
     recipe = recipe.replace(model={"image_weights": None})
     model = _build(recipe)
     fabric = Fabric(accelerator=recipe.training.accelerator, devices=1, precision=recipe.training.precision)
+    keep_freed_memory(fabric.device)
     objective = build_objective(recipe, model)
     set_attention(objective, fused=not plain_is_faster(fabric.device, recipe.training.precision))
     if recipe.training.gradient_checkpointing:

@@ -33,6 +33,7 @@ from maskedclip.training.checkpoint import (
 from maskedclip.training.compilation import compile_modules, first_call
 from maskedclip.training.describe import announce, facts, training_texts, truncated_share
 from maskedclip.training.log import Log, Window, waiting_verdict
+from maskedclip.training.memory import keep_freed_memory
 from maskedclip.training.monitor import Monitor, collapse_message
 from maskedclip.training.optimizer import Group, freeze, make_optimizer, parameter_groups, set_learning_rates
 from maskedclip.training.parallel import make_fabric
@@ -137,6 +138,7 @@ class _Trainer:
         self.stage = recipe.replace(training={"steps": self.steps})
         self.fabric = make_fabric(recipe)
         self.fabric.launch()
+        keep_freed_memory(self.fabric.device)
         check_ranks(recipe, self.fabric.world_size)
         self.pools: Pools = make_pools(store, recipe)
         self.preprocessing = Preprocessing(
