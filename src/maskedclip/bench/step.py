@@ -1,6 +1,7 @@
 """How long a training step takes, how long its parts take alone, and how far that is from what the device can do."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ def make_workbench(recipe: Recipe, *, texts: int | None = None, tokens: int = 64
     """
     recipe = recipe.replace(model={"image_weights": None})
     model = _build(recipe)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     fabric = Fabric(accelerator=recipe.training.accelerator, devices=1, precision=recipe.training.precision)
     keep_freed_memory(fabric.device)
     objective = build_objective(recipe, model)
