@@ -17,6 +17,7 @@ from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training.pretrain import pretrain
 
 IMAGES, TEXT_FRACTION = 6000, 0.75
+_AVERAGED = 7.5
 
 
 def demo(out: Path, *, steps: int | None = None, images: int | None = None, seed: int = 0) -> Path:
@@ -35,8 +36,9 @@ def demo(out: Path, *, steps: int | None = None, images: int | None = None, seed
     recipe = Recipe(
         seed=seed, data=recipe.data, model=recipe.model, objective=recipe.objective, training=recipe.training
     )
-    if steps is not None:
-        recipe = recipe.replace(training={"steps": steps})
+    steps = recipe.training.steps if steps is None else steps
+    # The average reaches back over the same share of a run of any length.
+    recipe = recipe.replace(training={"steps": steps, "ema_decay": max(0.0, 1 - _AVERAGED / max(1, steps))})
     _claim(out, {"images": images or IMAGES, "steps": recipe.training.steps, "seed": seed})
     manifest = _phantoms(out, images or IMAGES, seed)
     if not (out / "store").is_dir():
