@@ -2,13 +2,12 @@
 
 python benchmarks/kill.py --kills 50      # minutes on two cores; exit status 1 when one bit differs
 
-Every life of the run is ended by SIGKILL after a random time, so checkpoints are interrupted too.  A life that ends by
-itself is the last one.
+Every life of the run is ended by SIGKILL a random time after its first checkpoint, or before it, so checkpoints are
+interrupted too.  A life that ends by itself is the last one.
 """
 
 import argparse
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,32 +35,37 @@ def command(store: Path, out: Path, steps: int) -> list[str]:
     return [*first, "--data", str(store), "--out", str(out), "--resume", "true", *TINY, "--training.steps", str(steps)]
 
 
+def checkpoints(run: Path) -> list[str]:
+    """Names of the whole ones."""
+    return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+
+
 def survive(store: Path, folder: Path, *, kills: int, steps: int, seed: int) -> tuple[int, int, bool]:
     """How many lives were killed, how many of them left a half-written checkpoint, and whether all bits agree."""
     chance = random.Random(seed)
     whole, torn = folder / "whole", folder / "torn"
-    began = time.monotonic()
     subprocess.run(command(store, whole, steps), check=True, capture_output=True)
-    length = time.monotonic() - began
     killed = interrupted = 0
     while True:
+        before = checkpoints(torn)
         life = subprocess.Popen(command(store, torn, steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            # Late enough, mostly, that a life gets on; at times so early that it does not.
-            status = life.wait(timeout=chance.uniform(0.3, 1.3) * length if killed < kills else None)
-        except subprocess.TimeoutExpired:
+        early = chance.random() < 0.15  # before the first step, or while the last life's mess is cleared
+        deadline = time.monotonic() + chance.uniform(0, 6)
+        while life.poll() is None and killed < kills:
+            if time.monotonic() > deadline if early else checkpoints(torn) != before:
+                break
+            time.sleep(0.002)
+        if killed < kills and life.poll() is None:
+            time.sleep(0 if early else chance.uniform(0, 0.3))  # a few steps and checkpoints more or less
             life.send_signal(signal.SIGKILL)
-            life.wait()
+        status = life.wait()
+        if status == -signal.SIGKILL:
             killed += 1
             interrupted += bool(list((torn / "checkpoints").glob(".partial-*")))
-            continue
-        if status:
+        elif status:
             raise SystemExit(f"a life ended with status {status}")
-        if killed >= kills:
+        else:
             break
-        # It was quicker than its time: take its last checkpoints away, so that there is something left to do.
-        for path in sorted((torn / "checkpoints").glob("step-*"))[1:]:
-            shutil.rmtree(path)
     states = [
         load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "state.safetensors") for run in (whole, torn)
     ]
@@ -77,7 +81,7 @@ def main() -> None:
     """Draw phantoms, train, kill, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, default=None)
     args = parser.parse_args()

@@ -6,11 +6,23 @@ B images, L patches, K visible ones, C class tokens (1 or 0), D the encoder's wi
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from maskedclip.models.bridge import run_blocks, transformer_blocks
 from maskedclip.models.initialisation import initialise
 from maskedclip.models.vit import sincos_positions
+
+
+class LastBlock(Block):
+    """A block of which only some tokens' results are read: the others are looked at, and spared its MLP."""
+
+    def forward(self, x: Tensor, count: int | None = None) -> Tensor:  # type: ignore[override]
+        """All tokens (B, N, W) -> (B, N, W), or the last `count` of them, (B, count, W)."""
+        if count is None:
+            return super().forward(x)
+        x = (x + self.ls1(self.attn(self.norm1(x))))[:, -count:]
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class Decoder(nn.Module):
@@ -31,6 +43,8 @@ class Decoder(nn.Module):
         self.class_tokens, self.recompute = class_tokens, False
         self.embed = nn.Linear(encoder_width, width)
         self.blocks = transformer_blocks(width, depth, heads)
+        if depth:
+            self.blocks[-1] = LastBlock(width, heads, qkv_bias=True)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, out)
         initialise(self)
@@ -78,6 +92,4 @@ class Decoder(nn.Module):
             return self.norm(run_blocks(self.blocks, tokens, recompute=self.recompute))[:, -(count or 0) :]
         tokens = run_blocks(self.blocks[:-1], tokens, recompute=self.recompute)
         last: Any = self.blocks[-1]
-        # What the last block makes of the other tokens nobody reads: they are looked at, and spared its MLP.
-        tokens = (tokens + last.ls1(last.attn(last.norm1(tokens))))[:, -count:]
-        return self.norm(tokens + last.ls2(last.mlp(last.norm2(tokens))))
+        return self.norm(last(tokens, count))

@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning_fabric.strategies.strategy import Strategy
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -67,7 +68,7 @@ def _shard(objective: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """FSDP2: each transformer block is a unit that is gathered when it runs, the rest is one more."""
     mesh = mesh["data_parallel"]
     for module in list(objective.modules()):
-        if type(module).__name__ in {"Block", "BertLayer"}:
+        if isinstance(module, Block) or type(module).__name__ == "BertLayer":
             fully_shard(module, mesh=mesh)
     fully_shard(objective, mesh=mesh)
     return objective
