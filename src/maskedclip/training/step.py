@@ -67,6 +67,7 @@ class Stepper:
     def __call__(self, batch: Batch, progress: float) -> Outcome:
         """Do one step with this rank's samples, at a place of the run in [0, 1]."""
         self.module.train()
+        self.wrapped.zero_grad(set_to_none=True)  # a try that the compiler broke off may have left gradients
         statistics = [buffer.clone() for buffer in self._statistics]
         losses, report = self._gradients(batch, progress)
         norm = self.fabric.clip_gradients(self.module, self.wrapped, max_norm=self.clip_norm, error_if_nonfinite=False)
