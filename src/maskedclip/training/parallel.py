@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from maskedclip.errors import UserError
-from maskedclip.recipe import Recipe, TrainingRecipe
+from maskedclip.recipe import Recipe
+from maskedclip.recipe_sections import TrainingRecipe
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
