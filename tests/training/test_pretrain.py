@@ -1,10 +1,7 @@
 """A run: resumed = uninterrupted, bit by bit; two ranks = one; bad steps, full disks and wrong folders are survived."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from maskedclip.training import pretrain as loop
 from maskedclip.training.checkpoint import list_checkpoints
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
+from tests.ranks import run_two_ranks
 from tests.stores import TINY, make_store
 
 
@@ -113,30 +111,7 @@ def test_pretrain__two_ranks_equal_one(folder: Path, tmp_path: Path, norm: str, 
     exact = ["--training.precision", "32-true", "--training.steps", "4", "--training.lr", "2e-3"]
     exact += ["--model.projection_norm", norm]
     pretrain(_recipe(*exact), folder, tmp_path / "one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        f"--master_port={port}",
-        "-m",
-        "maskedclip",
-    ]
-    command += [
-        "pretrain",
-        "--config",
-        "maskedclip",
-        "--config",
-        "tiny",
-        "--data",
-        str(folder),
-        "--out",
-        str(tmp_path / "two"),
-    ]
-    command += [*TINY, *exact, "--training.devices", "2", "--training.accelerator", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two_ranks(folder, tmp_path / "two", port, *exact)
     one, two = RunDirectory(tmp_path / "one").read_metrics(), RunDirectory(tmp_path / "two").read_metrics()
     assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):

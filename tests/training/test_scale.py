@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from maskedclip.recipe import load_recipe
 from maskedclip.training.checkpoint import list_checkpoints, read_checkpoint
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
+from tests.ranks import run_two_ranks, two_ranks_command
 from tests.stores import TINY, make_store
 
 EXACT = [
@@ -28,29 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _command(folder: Path, out: Path, port: int, *options: str) -> list[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m"]
-    verb = [
-        "maskedclip",
-        "pretrain",
-        "--config",
-        "maskedclip",
-        "--config",
-        "tiny",
-        "--data",
-        str(folder),
-        "--out",
-        str(out),
-    ]
-    return [*launch, *verb, *TINY, *EXACT, "--training.devices", "2", "--training.accelerator", "cpu", *options]
+    return two_ranks_command(folder, out, port, *EXACT, *options)
 
 
 def _two_ranks(folder: Path, out: Path, port: int, *options: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        _command(folder, out, port, *options), capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    return run_two_ranks(folder, out, port, *EXACT, *options)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +87,6 @@ def test_two_ranks__parts_of_the_batch_equal_the_whole(folder: Path, tmp_path: P
 
 
 def test_checkpoint__of_two_ranks_resumes_on_one_and_back(folder: Path, tmp_path: Path, alone: Path) -> None:
-    half = ["--training.max_minutes", "1e-6"]  # ends after the first step that all agree on, the tenth, or the last
     out = tmp_path / "run"
     sharded = ["--training.strategy", "fsdp", "--training.sharded_checkpoints", "true"]
     _two_ranks(folder, out, 29746, *sharded)
@@ -116,7 +97,6 @@ def test_checkpoint__of_two_ranks_resumes_on_one_and_back(folder: Path, tmp_path
     recipe = load_recipe(["maskedclip", "tiny"], [*TINY, *EXACT])
     said = pretrain(recipe.replace(training={"max_minutes": 1e-6}), folder, out, resume=True)
     assert said.step == 5  # one rank does the fifth step
-    assert half
     told = _two_ranks(folder, out, 29747, *sharded, "--resume", "true")  # and two the sixth
     assert "resumed at step 5 of 6" in told
     _close(out, alone)

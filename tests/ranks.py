@@ -1,0 +1,30 @@
+"""A run of two ranks over gloo on this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.stores import TINY
+
+
+def two_ranks_command(folder: Path, out: Path, port: int, *options: str) -> list[str]:
+    """The command that trains `tiny` on two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m"]
+    verb = ["maskedclip", "pretrain", "--config", "maskedclip", "--config", "tiny"]
+    place = ["--data", str(folder), "--out", str(out), "--training.devices", "2", "--training.accelerator", "cpu"]
+    return [*launch, *verb, *place, *TINY, *options]
+
+
+def run_two_ranks(folder: Path, out: Path, port: int, *options: str) -> str:
+    """Run it to its end; returns what it said."""
+    done = subprocess.run(
+        two_ranks_command(folder, out, port, *options),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
