@@ -42,7 +42,7 @@ def measure_loader(store: Store, recipe: Recipe, *, workers: int, rounds: int = 
     """
     recipe = recipe.replace(data={"workers": workers, "pool": "all"}, objective={"clip_weight": 0, "mkd_weight": 0})
     batch = sum(recipe.batch_sizes)
-    steps = max(2 * _WARM, min(40, 6 * len(store) // batch)) + _WARM
+    steps = max(2 * _WARM, min(200, 6 * len(store) // batch)) + _WARM
     recipe = recipe.replace(training={"steps": steps})
     encoded, decoded = open_store(store.folders), open_store(store.folders)
     decode_store(decoded, "on", shown=False)

@@ -132,7 +132,7 @@ def as_table(found: dict[str, Any]) -> str:
 def _figure(name: str, value: Any) -> str:
     if isinstance(value, bool | str) or value is None:
         return {True: "yes", False: "no", None: "not known"}.get(value, str(value))  # type: ignore[call-overload]
-    if name.endswith("bytes"):
+    if name.endswith("_bytes") and not name.endswith("from_bytes"):
         return f"{value / 2**20:,.0f} MiB"
     if name.endswith("seconds"):
         return f"{value * 1000:,.1f} ms"
