@@ -34,7 +34,7 @@ from maskedclip.evaluation.tasks import Prediction, Task
 
 EYES = 2
 SHARED = 0.7  # of the variance, by the eyes of a patient
-LIKENESS = 0.7  # correlation of the two models' errors
+LIKENESS = 0.8  # correlation of the two models' errors
 BEHIND = 0.05  # by which the second model's AUROC is lower
 TOO_SURE = 1.5  # factor on the logit of the probabilities whose calibration is judged
 

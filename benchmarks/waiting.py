@@ -20,7 +20,8 @@ objective = build_objective(recipe, model)
 size, paired, unpaired = recipe.data.size, *recipe.batch_sizes
 image = torch.randint(0, 256, (paired + unpaired, 3, size, size), dtype=torch.uint8)
 ids, mask = tokenizer(["normal fundus"] * paired)
-batch = Batch(image=image, keys=torch.arange(len(image)), num_paired=paired, text_ids=ids, text_mask=mask, text_key=torch.arange(paired))
+texts = {"text_ids": ids, "text_mask": mask, "text_key": torch.arange(paired)}
+batch = Batch(image=image, keys=torch.arange(len(image)), num_paired=paired, **texts)
 for step in range(6):
     began = time.perf_counter()
     with torch.autocast("cpu", dtype=torch.bfloat16):
