@@ -15,7 +15,7 @@ from pathlib import Path
 COMMON = [
     *("--config", "maskedclip", "--config", "tiny", "--training.accelerator", "cpu", "--training.log_every", "1"),
     *("--training.validate_every", "0", "--training.checkpoint_every", "1000", "--training.tensorboard", "false"),
-    *("--data.workers", "0"),
+    *("--data.workers", "0", "--data.text_fraction", "0.75"),
 ]
 
 

@@ -14,7 +14,10 @@ from typing import Any, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from maskedclip import __version__
+from maskedclip.cli_compare import COMPARE_VERBS
+from maskedclip.cli_evaluate import EVALUATE_VERBS
 from maskedclip.cli_machine import MACHINE_VERBS
+from maskedclip.cli_study import STUDY_VERBS
 from maskedclip.cli_verb import Verb, VerbParser, add_config, boolean, path, say_next
 from maskedclip.errors import CheckFailed, UserError
 
@@ -138,58 +141,6 @@ def _pretrain(args: argparse.Namespace) -> None:
         sys.exit(done.status)
 
 
-# --- evaluate --------------------------------------------------------------------------------------------------------
-
-
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=path, help="the run directory that pretrain wrote")
-    parser.add_argument(
-        "--data",
-        action="append",
-        nargs="+",
-        type=path,
-        required=True,
-        metavar="STORE",
-        help="with splits and labels",
-    )
-    parser.add_argument(
-        "--out", type=path, required=True, metavar="DIR", help="new folder for results.json and report.html"
-    )
-    parser.add_argument(
-        "--protocols", default="linear,knn,zero_shot,retrieval", help="some of linear,knn,zero_shot,retrieval"
-    )
-    parser.add_argument("--replicates", type=int, default=1000, help="bootstrap replicates of an interval")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--prompts", type=path, metavar="FILE", help="YAML or JSON: label -> sentences, for zero-shot")
-    parser.add_argument(
-        "--against", type=path, metavar="DIR", help="another evaluation of the same store, compared in pairs"
-    )
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from maskedclip.data.prompts import load_prompts
-    from maskedclip.data.store import open_store
-    from maskedclip.deployment.model import load
-    from maskedclip.evaluation.evaluate import evaluate
-    from maskedclip.evaluation.report import write_report
-    from maskedclip.evaluation.summary import summary_lines
-
-    store = open_store([store for group in args.data for store in group])
-    model = load(args.run)
-    results = evaluate(
-        model,
-        store,
-        args.out,
-        protocols=tuple(args.protocols.split(",")),
-        replicates=args.replicates,
-        seed=args.seed,
-        prompts=load_prompts(args.prompts) if args.prompts else None,
-    )
-    evaluations = {"trained": args.out} | ({"against": args.against} if args.against else {})
-    report = write_report(args.out / "report.html", args.run, store, evaluations=evaluations)
-    say_next(*summary_lines(results), f"next: look at {report}")
-
-
 # --- embed, classify -------------------------------------------------------------------------------------------------
 
 
@@ -281,12 +232,9 @@ VERBS: dict[str, Verb] = {
         _pretrain,
         takes_recipe=True,
     ),
-    "evaluate": Verb(
-        "linear probe, k-NN, zero-shot and retrieval, with intervals",
-        "maskedclip evaluate runs/first --data stores/fundus --out runs/first/evaluation",
-        _evaluate_arguments,
-        _evaluate,
-    ),
+    **EVALUATE_VERBS,
+    **COMPARE_VERBS,
+    **STUDY_VERBS,
     "embed": Verb(
         "features of many images in one Parquet file",
         "maskedclip embed runs/first --data photographs/ --out features.parquet",

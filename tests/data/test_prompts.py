@@ -11,6 +11,9 @@ from maskedclip.data.prompts import (
     prompts_for,
     prompts_for_class,
 )
+from maskedclip.data.prompts_findings import FINDINGS, Entry
+from maskedclip.data.prompts_grades import GRADES
+from maskedclip.data.prompts_rare import RARE
 from maskedclip.errors import UserError
 
 LABELS = (
@@ -126,3 +129,26 @@ def test_load_prompts__fault_is_one_line_naming_the_file(tmp_path: Path, name: s
 def test_load_prompts__missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be read"):
         load_prompts(tmp_path / "none.yaml")
+
+
+def test_prompts__no_name_leads_to_two_entries() -> None:
+    owners: dict[str, Entry] = {}
+    for entry in (*FINDINGS, *RARE):
+        for key in (*entry.names, *entry.aliases):
+            assert owners.setdefault(key.lower(), entry) is entry, key
+            assert humanise(key) == key.lower()
+
+
+def test_prompts__every_entry_has_names_or_descriptions_in_plain_letters() -> None:
+    for entry in (*FINDINGS, *RARE):
+        sentences = (*entry.names, *entry.descriptions)
+        assert len(sentences) >= 2
+        assert len(set(sentences)) == len(sentences)
+        assert all(sentence == sentence.strip() and sentence.isascii() for sentence in sentences)
+
+
+@pytest.mark.parametrize("label", GRADES)
+def test_prompts_for_class__grades_of_one_scale_share_no_sentence(label: str) -> None:
+    sentences = [sentence for grade in GRADES[label] for sentence in prompts_for_class(label, grade)]
+    assert len(set(sentences)) == len(sentences)
+    assert min(len(prompts_for_class(label, grade)) for grade in GRADES[label]) >= 2

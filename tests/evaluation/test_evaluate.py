@@ -29,14 +29,16 @@ def test_evaluate__shape_of_the_results(written: tuple[dict, Path]) -> None:
         assert set(results[protocol]) == {"encoder", "bridge"}
         for part in results[protocol].values():
             assert set(part) == {"macro", "per_label", "chosen"}
-            assert set(part["macro"]) == METRICS
+            assert set(part["macro"]) == METRICS | {"brier", "calibration_error"}
             assert set(part["per_label"]) == set(part["chosen"]) == set(STORE.labels)
             assert {"value", "low", "high", "n"} <= set(part["macro"]["auroc"])
-    assert set(results["zero_shot"]) == {"macro", "per_label"}
+    assert set(results["zero_shot"]) == {"macro", "per_label", "calibrated"}
+    assert set(results["zero_shot"]["calibrated"]["per_label"]) == set(STORE.labels)
+    assert set(results["zero_shot"]["macro"]) == METRICS
     assert "quadratic_kappa" in results["linear"]["encoder"]["per_label"]["dr_grade"]
     for direction in ("image_to_text", "text_to_image"):
         assert set(results["retrieval"][direction]) == {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank"}
-    assert sorted(path.name for path in out.iterdir()) == ["predictions.parquet", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.parquet", "results.json", "retrieval.parquet"]
 
 
 def test_evaluate__a_model_that_sees_the_labels_is_found_out(written: tuple[dict, Path]) -> None:

@@ -48,6 +48,65 @@ def test_ranking_metrics__equal_scikit_learn_on_replicates(rows: list, seed: int
             assert np.isnan([area, precision]).all()
 
 
+@settings(deadline=None)  # a busy machine is no fault
+@given(BINARY, st.sampled_from([0.0, 0.5, 0.8, 0.9, 0.95, 1.0]), st.integers(0, 100))
+def test_sensitivity_at_specificity__equals_scikit_learn_on_replicates(rows: list, at: float, seed: int) -> None:
+    truth, score = _columns(rows)
+    weights = cluster_weights([None] * len(rows), replicates=4, seed=seed)
+    weights[0] = 1
+    found = metrics.sensitivity_at_specificity(truth, score, weights, at)
+    for weight, value in zip(weights, found, strict=True):
+        if 0 < weight[truth].sum() < weight.sum():
+            false, true, _ = reference.roc_curve(truth, score, sample_weight=weight, drop_intermediate=False)
+            assert value == pytest.approx(true[1 - false >= at - 1e-9].max())
+        else:
+            assert np.isnan(value)
+
+
+def test_sensitivity_at_specificity__counts_that_meet_the_specificity_exactly() -> None:
+    # 3 of 30 negatives may lie at or above the threshold, and 27 / 30 is no exact 0.9 in binary.
+    score = np.concatenate([np.arange(30), [27.5, 26.5, 5.0]])
+    truth = np.repeat([0, 1], [30, 3])
+    assert metrics.sensitivity_at_specificity(truth, score, None, 0.9)[0] == pytest.approx(2 / 3)
+    assert metrics.sensitivity_at_specificity(truth, score, None, 0.95)[0] == pytest.approx(0)
+    assert metrics.sensitivity_at_specificity(truth, score, None, 0.0)[0] == 1
+
+
+def test_sensitivity_at_specificity__slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.Generator(np.random.Philox(3))
+    truth, score = generator.random(50) < 0.3, generator.normal(size=50)
+    weights = cluster_weights([None] * 50, replicates=21)
+    whole = metrics.sensitivity_at_specificity(truth, score, weights, 0.9)
+    monkeypatch.setattr(metrics, "_CHUNK", 4 * 50)
+    assert (metrics.sensitivity_at_specificity(truth, score, weights, 0.9) == whole).all()
+
+
+@settings(deadline=None)  # a busy machine is no fault
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=2, max_size=30), st.integers(0, 100))
+def test_brier__equals_scikit_learn_on_replicates(rows: list, seed: int) -> None:
+    truth, probability = (np.array(column) for column in zip(*rows, strict=True))
+    weights = cluster_weights([None] * len(rows), replicates=3, seed=seed)
+    for weight, value in zip(weights, metrics.brier(truth, probability / 8, weights), strict=True):
+        expected = reference.brier_score_loss(truth, probability / 8, sample_weight=weight, pos_label=True)
+        assert value == pytest.approx(expected)
+
+
+def test_brier__several_classes() -> None:
+    generator = np.random.Generator(np.random.Philox(9))
+    truth, probability = generator.integers(0, 3, 50), generator.dirichlet(np.ones(3), 50)
+    summed = [((probability[row] - np.eye(3)[truth[row]]) ** 2).sum() for row in range(50)]
+    assert metrics.brier(truth, probability)[0] == pytest.approx(np.mean(summed) / 2)
+    two = np.stack([1 - probability[:, 0], probability[:, 0]], axis=1)
+    assert metrics.brier(truth == 0, two)[0] == pytest.approx(metrics.brier(truth == 0, probability[:, 0])[0])
+    unknown = np.array([[0.6, 0.4, np.nan]])
+    assert metrics.brier([2], unknown)[0] == pytest.approx((0.36 + 0.16 + 1) / 2)  # it gave the truth no chance
+
+
+def test_brier__without_rows_is_undefined() -> None:
+    assert np.isnan(metrics.brier([], np.zeros(0)))
+    assert metrics.brier([0, 0], np.array([0.5, 0.1]))[0] == pytest.approx(0.13)
+
+
 def test_ranking_metrics__real_weights() -> None:
     generator = np.random.Generator(np.random.Philox(2))
     truth, score, weight = generator.random(40) < 0.5, generator.normal(size=40).round(1), generator.random(40)
@@ -64,6 +123,7 @@ def test_ranking_metrics__one_class_is_undefined_not_a_half(truth: list[int]) ->
     score = np.zeros(len(truth))
     assert np.isnan(metrics.auroc(truth, score)).all()
     assert np.isnan(metrics.average_precision(truth, score)).all()
+    assert np.isnan(metrics.sensitivity_at_specificity(truth, score, None, 0.9)).all()
 
 
 def test_ranking_metrics__slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from maskedclip.evaluation.scoring import score_labels
+from maskedclip.evaluation.scoring import auroc_distribution, label_metrics, score_labels
 from maskedclip.evaluation.statistics import cluster_weights
 from maskedclip.evaluation.tasks import Prediction, Task
 
@@ -88,3 +88,102 @@ def test_score_labels__rare_class_missing_from_many_replicates_is_said() -> None
     truth[:2] = 1  # one patient: about 37 % of the replicates do without
     scored = score_labels({"rare": _binary("rare", truth)}, {"rare": _answer(truth)}, WEIGHTS)
     assert "of the replicates lack a class" in scored["per_label"]["rare"]["auroc"]["note"]
+
+
+def test_score_labels__binary_labels_have_sensitivity_and_where_probabilities_their_errors() -> None:
+    a = GENERATOR.integers(0, 2, M)
+    scores = np.clip(0.5 * a + GENERATOR.random(M) / 2, 0, 1)
+    answer = Prediction(scores=scores, predicted=a, probabilities=True)
+    entry = score_labels({"a": _binary("a", a)}, {"a": answer}, WEIGHTS)["per_label"]["a"]
+    false, true, _ = reference.roc_curve(a, scores, drop_intermediate=False)
+    assert entry["sensitivity_at_90_specificity"]["value"] == pytest.approx(true[1 - false >= 0.9].max())
+    assert entry["sensitivity_at_95_specificity"]["value"] == pytest.approx(true[1 - false >= 0.95].max())
+    assert entry["brier"]["value"] == pytest.approx(reference.brier_score_loss(a, scores))
+    for metric in ("brier", "calibration_error", "sensitivity_at_90_specificity"):
+        assert 0 <= entry[metric]["low"] <= entry[metric]["value"] <= entry[metric]["high"] <= 1
+    assert "brier" not in score_labels({"a": _binary("a", a)}, {"a": _answer(a)}, WEIGHTS)["per_label"]["a"]
+
+
+def test_score_labels__macro_of_the_probabilities_only_where_all_are() -> None:
+    a, b = GENERATOR.integers(0, 2, M), GENERATOR.integers(0, 2, M)
+    tasks = {"a": _binary("a", a), "b": _binary("b", b), "unlearnt": _binary("unlearnt", a)}
+    likely = {name: Prediction(scores=GENERATOR.random(M), predicted=a, probabilities=True) for name in ("a", "b")}
+    refused = {"unlearnt": "the training split has one class only"}
+    scored = score_labels(tasks, likely | refused, WEIGHTS)
+    parts = [scored["per_label"][name]["brier"]["value"] for name in ("a", "b")]
+    assert scored["macro"]["brier"]["value"] == pytest.approx(np.mean(parts))
+    assert scored["macro"]["calibration_error"]["note"] == "mean of 2 of 3 labels; undefined: unlearnt"
+    mixed = score_labels(tasks, likely | {"b": _answer(b)} | refused, WEIGHTS)
+    assert (
+        set(mixed["macro"])
+        == set(score_labels(tasks, refused, WEIGHTS)["macro"])
+        == set(scored["macro"])
+        - {
+            "brier",
+            "calibration_error",
+        }
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_score_labels__missing_scores_are_said_not_scored(value: float) -> None:  # P11
+    a, b = GENERATOR.integers(0, 2, M), GENERATOR.integers(0, 2, M)
+    tasks = {"a": _binary("a", a), "b": _binary("b", b)}
+    broken = _answer(b)
+    broken.scores[[3, 7]] = value
+    scored = score_labels(tasks, {"a": _answer(a), "b": broken}, WEIGHTS)
+    for entry in scored["per_label"]["b"].values():
+        assert (entry["value"], entry["low"]) == (None, None)
+        assert entry["note"] == f"undefined (n={M}, 2 of {M} scores are not finite)"
+    assert set(scored["per_label"]["b"]) == set(scored["per_label"]["a"])
+    assert scored["macro"]["auroc"]["note"] == "mean of 1 of 2 labels; undefined: b"
+    unknown = b.copy()
+    unknown[[3, 7]] = -1  # a row that is not scored needs no score
+    fine = score_labels({"b": _binary("b", unknown)}, {"b": broken}, WEIGHTS)
+    assert fine["per_label"]["b"]["auroc"]["value"] is not None
+
+
+def test_score_labels__missing_scores_of_several_classes() -> None:  # P11
+    grade = GENERATOR.integers(0, 3, M)
+    task = Task(name="grade", kind="ordinal", classes=(0, 1, 2), truth=grade)
+    scores = GENERATOR.dirichlet(np.ones(3), M)
+    holes, column, nothing = scores.copy(), scores.copy(), np.full((M, 3), np.nan)
+    holes[5] = np.nan
+    column[:, 1] = np.nan
+    for table, note in ((holes, f"1 of {M} scores are not finite"), (nothing, "no class has a score")):
+        answer = Prediction(scores=table, predicted=grade, probabilities=True)
+        found = label_metrics(task, answer, WEIGHTS)
+        assert {part.estimate().note for part in found.values()} == {f"undefined (n={M}, {note})"}
+        assert {"quadratic_kappa", "brier"} < set(found)
+    learnt = label_metrics(task, Prediction(scores=column, predicted=grade, probabilities=True), WEIGHTS)
+    assert np.isfinite([part.value for part in learnt.values()]).all()
+
+
+def test_score_labels__no_known_value() -> None:
+    task = _binary("a", np.full(M, -1))
+    answer = Prediction(scores=np.full(M, 0.5), predicted=np.zeros(M, np.int64), probabilities=True)
+    scored = score_labels({"a": task}, {"a": answer}, WEIGHTS)
+    assert {entry["note"] for entry in scored["per_label"]["a"].values()} == {
+        "undefined (n=0, no row with a known value)"
+    }
+    assert scored["macro"]["auroc"]["value"] is None
+
+
+def test_label_metrics__few_patients_and_perfect_scores_have_wide_intervals() -> None:
+    a = np.zeros(M, np.int64)
+    a[:8] = 1  # four patients
+    answer = Prediction(scores=a.astype(float), predicted=a)
+    found = {name: part.estimate() for name, part in label_metrics(_binary("a", a), answer, WEIGHTS).items()}
+    for name in ("auroc", "auprc", "balanced_accuracy", "sensitivity_at_95_specificity"):
+        assert found[name].value == found[name].high == 1
+        assert 0.1 < found[name].low < 0.6
+
+
+def test_auroc_distribution__is_that_of_label_metrics() -> None:
+    grade, a = GENERATOR.integers(-1, 3, M), GENERATOR.integers(-1, 2, M)
+    tasks = {"a": _binary("a", a), "g": Task(name="g", kind="ordinal", classes=(0, 1, 2), truth=grade)}
+    scores = {"a": GENERATOR.random(M), "g": GENERATOR.dirichlet(np.ones(3), M)}
+    for name, task in tasks.items():
+        answer = Prediction(scores=scores[name], predicted=np.zeros(M, np.int64))
+        alone, among = auroc_distribution(task, answer, WEIGHTS), label_metrics(task, answer, WEIGHTS)["auroc"]
+        assert alone.estimate() == among.estimate()

@@ -2,14 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import norm, skew
 
+from maskedclip.evaluation.intervals import SHARE, Uncertain, difference_interval
 from maskedclip.evaluation.metrics import auroc
 from maskedclip.evaluation.statistics import (
     Distribution,
     Estimate,
+    class_supports,
     cluster_codes,
     cluster_weights,
+    difference,
+    joint_support,
     paired_difference,
     undefined,
     weighted_median,
@@ -77,6 +81,47 @@ def test_distribution__percentiles_leave_undefined_replicates_out_and_say_so() -
     assert Distribution(value=45.0, replicates=few, n=9).estimate().note == ""
 
 
+def test_distribution__bounds_and_support_take_the_place_of_percentiles() -> None:
+    replicates = np.random.Generator(np.random.Philox(4)).normal(0.9, 0.05, 500)
+    plain = Distribution(value=0.9, replicates=replicates, n=40)
+    bounded = Distribution(value=0.9, replicates=replicates, n=40, bounds=SHARE, support=10)
+    assert plain.estimate().high == np.percentile(replicates, 97.5) > 0.98
+    deviation, lean = float(replicates.std(ddof=1)), float(skew(replicates))
+    expected = Uncertain(value=0.9, error=deviation, support=10, skewness=lean).interval
+    assert (bounded.estimate().low, bounded.estimate().high) == pytest.approx(expected, abs=1e-4)
+    assert bounded.estimate().high < 1
+    assert bounded.estimate().low < plain.estimate().low
+
+
+def test_distribution__reason_of_an_undefined_value() -> None:
+    nothing = Distribution(value=np.nan, replicates=np.full(3, np.nan), n=5, reason="2 of 5 scores are not finite")
+    assert nothing.estimate().note == "undefined (n=5, 2 of 5 scores are not finite)"
+
+
+def test_class_supports__patients_of_the_rarer_side() -> None:
+    patients = [str(row // 2) for row in range(400)]
+    weights = cluster_weights(patients, replicates=20)
+    truth = np.zeros(400, dtype=np.int64)
+    truth[:20] = 1  # both eyes of ten patients
+    truth[20:40:2] = 1  # one eye of ten more
+    truth[100:103] = 2  # three eyes of two
+    assert class_supports(truth, 4, weights) == [22, 20, 2, 0]
+    assert class_supports(np.zeros(400, dtype=np.int64), 2, with_point(weights)) == [0, 0]
+
+
+def test_joint_support__between_the_weakest_and_all_together() -> None:
+    generator = np.random.Generator(np.random.Philox(5))
+
+    def part(deviation: float, support: float) -> Distribution:
+        return Distribution(value=0.8, replicates=generator.normal(0.8, deviation, 5000), n=9, support=support)
+
+    assert joint_support([part(0.1, 8), part(0.1, 8)]) == pytest.approx(1 + 2 * 7, rel=0.05)
+    assert joint_support([part(0.1, 8), part(0.001, 900)]) == pytest.approx(8, rel=0.05)
+    assert joint_support([part(0.0, 8), part(0.0, 5)]) == 5
+    assert joint_support([part(0.1, np.inf)]) == np.inf
+    assert joint_support([]) == np.inf
+
+
 def test_distribution__value_without_any_defined_replicate_has_no_interval() -> None:
     estimate = Distribution(value=0.8, replicates=np.full(5, np.nan), n=2).estimate()
     assert estimate.to_json()["low"] is None
@@ -98,10 +143,38 @@ def test_paired_difference__cancels_what_the_models_share() -> None:
     better = score + 0.3 * truth
     weights = with_point(cluster_weights([None] * 300, replicates=400))
     first, second = (Distribution.from_rows(auroc(truth, s, weights), 300) for s in (better, score))
-    difference = paired_difference(first, second)
-    assert difference.value == pytest.approx(first.value - second.value)
-    assert 0 < difference.low < difference.value < difference.high
-    assert difference.high - difference.low < 0.5 * (first.estimate().high - first.estimate().low)
+    found = paired_difference(first, second)
+    assert found.value == pytest.approx(first.value - second.value)
+    assert 0 < found.low < found.value < found.high
+    assert found.high - found.low < 0.5 * (first.estimate().high - first.estimate().low)
+
+
+def test_difference__from_the_intervals_of_both_where_bounds_are_known() -> None:
+    replicates = np.random.Generator(np.random.Philox(6)).normal(0.8, 0.05, (2, 300))
+    first, second = (Distribution(value=0.8, replicates=part, n=50, bounds=SHARE, support=12) for part in replicates)
+    correlation = float(np.corrcoef(replicates)[0, 1])
+    expected = difference_interval(first.uncertain(), second.uncertain(), correlation)
+    found = difference(first, second).estimate()
+    assert (found.low, found.high) == pytest.approx(expected)
+    plain = Distribution(value=0.8, replicates=replicates[1], n=50)
+    low = np.percentile(replicates[0] - replicates[1], 2.5)
+    assert difference(first, plain).estimate().low == pytest.approx(low)
+
+
+def test_difference__of_a_model_and_itself_is_nothing() -> None:
+    replicates = np.random.Generator(np.random.Philox(7)).beta(9, 1, 300)
+    part = Distribution(value=0.9, replicates=replicates, n=50, bounds=SHARE, support=12)
+    found = difference(part, part).estimate()
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_difference__of_other_rows_must_be_asked_for() -> None:
+    first, second = (Distribution(value=0.8, replicates=np.full(3, 0.8), n=n) for n in (50, 49))
+    with pytest.raises(AssertionError, match="not the same rows"):
+        difference(first, second)
+    assert difference(first, second, n=50).n == 50
+    with pytest.raises(AssertionError, match="not the same bootstrap"):
+        difference(first, Distribution(value=0.8, replicates=np.full(4, 0.8), n=50))
 
 
 def test_interval__coverage_of_a_known_auroc_by_simulation() -> None:

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 
 from maskedclip.data.prompts import prompts_for, prompts_for_class
 from maskedclip.evaluation.tasks import Prediction, Task
-from maskedclip.evaluation.zero_shot import SCALE, class_embedding, zero_shot
+from maskedclip.evaluation.zero_shot import SCALE, calibrated_zero_shot, class_embedding, zero_shot
 
 
 def _encode(texts: list[str]) -> NDArray:
@@ -71,3 +71,30 @@ def test_zero_shot__prompts_of_the_user_replace_ours(images: NDArray) -> None:
     difference = images @ (_mean_of(["wide cup"]) - _mean_of(["all well"]))
     assert answers["glaucoma"].scores == pytest.approx(difference, abs=1e-6)
     assert answers["healthy"].scores == pytest.approx(-difference, abs=1e-6)
+
+
+def test_calibrated_zero_shot__test_scores_are_those_of_zero_shot_and_labels_of_test_rows_unseen() -> None:
+    generator = np.random.Generator(np.random.Philox(8))
+    images = generator.normal(size=(90, 6))
+    splits = np.repeat(["train", "val", "test"], 30)
+    towards = images @ (_mean_of(prompts_for("glaucoma")) - _mean_of(prompts_for("normal")))
+    truth = (towards + 0.5 * generator.normal(size=90) > 0).astype(np.int64)
+    task = Task(name="glaucoma", kind="binary", classes=(0, 1), truth=truth)
+    raw, calibrated = calibrated_zero_shot(images, {"glaucoma": task}, splits, _encode)
+    alone = zero_shot(images[60:], {"glaucoma": task.on(splits == "test")}, _encode)
+    assert (raw["glaucoma"].scores == alone["glaucoma"].scores).all()
+    spoilt = Task(name="glaucoma", kind="binary", classes=(0, 1), truth=np.where(splits == "val", truth, 1 - truth))
+    again = calibrated_zero_shot(images, {"glaucoma": spoilt}, splits, _encode)[1]["glaucoma"]
+    first = calibrated["glaucoma"]
+    assert isinstance(first, Prediction)
+    assert isinstance(again, Prediction)
+    assert (first.scores == again.scores).all()
+    assert (np.argsort(first.scores) == np.argsort(raw["glaucoma"].scores)).all()
+    assert 0 < first.scores.min() < first.scores.max() < 1
+
+
+def test_calibrated_zero_shot__without_validation_says_so(images: NDArray) -> None:
+    splits = np.full(5, "test")
+    raw, calibrated = calibrated_zero_shot(images, {"glaucoma": _binary("glaucoma")}, splits, _encode)
+    assert isinstance(raw["glaucoma"], Prediction)
+    assert calibrated == {"glaucoma": "there is no validation split"}

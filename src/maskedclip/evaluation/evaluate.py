@@ -1,4 +1,4 @@
-"""All protocols on one model and one store: features once, then linear probe, k-NN, zero-shot and retrieval.
+"""All protocols on one model and one store: features once, then what was asked for, then two files.
 
 n rows of the store in use, m of them in the test split.  The model comes in behind a Protocol, so that a run, a bare
 encoder and a test's stand-in are evaluated by the same lines.
@@ -6,9 +6,8 @@ encoder and a test's stand-in are evaluated by the same lines.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,109 +16,28 @@ from numpy.typing import NDArray
 
 import maskedclip
 from maskedclip.data.prompts import NORMAL, Overrides
-from maskedclip.data.store import Store
-from maskedclip.data.text import normalise_text
 from maskedclip.errors import UserError
-from maskedclip.evaluation.knn import nearest_neighbours, unit_rows
-from maskedclip.evaluation.probe import linear_probe
-from maskedclip.evaluation.retrieval import distinct, retrieval
-from maskedclip.evaluation.scoring import score_labels
-from maskedclip.evaluation.statistics import cluster_codes, cluster_weights
-from maskedclip.evaluation.tasks import Prediction, Task, read_tasks
-from maskedclip.evaluation.zero_shot import zero_shot
-
-PROTOCOLS = ("linear", "knn", "zero_shot", "retrieval")
-FEATURES = ("encoder", "bridge")
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("patient", pa.string()),
-        ("split", pa.string()),
-        ("label", pa.string()),
-        ("class", pa.string()),  # null for a binary label
-        ("protocol", pa.string()),
-        ("feature", pa.string()),
-        ("score", pa.float64()),
-        ("truth", pa.float32()),  # 1 where the row has the finding, or is of the class
-    ]
+from maskedclip.evaluation.case import (
+    PREDICTION_SCHEMA,
+    Answered,
+    AnyStore,
+    Case,
+    EvaluationModel,
+    EvaluationStore,
+    prediction_tables,
 )
+from maskedclip.evaluation.finetune_settings import FineTuneSettings
+from maskedclip.evaluation.sections import LEARNING, SECTIONS, retrieval_section, scored
+from maskedclip.evaluation.statistics import cluster_codes, cluster_weights
+from maskedclip.evaluation.subgroups import subgroup_scores
+from maskedclip.evaluation.tasks import Task, read_tasks
 
+__all__ = ["FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
 
-class EvaluationStore(Protocol):
-    """The columns of a store that evaluation reads; every one has `len(store)` entries."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def patients(self) -> NDArray[np.object_]:
-        """Patient of each row, '' where none is known."""
-        ...
-
-    @property
-    def splits(self) -> NDArray[np.str_]:
-        """Split of each row ("train", "val", "test"), '' where it has none."""
-        ...
-
-    @property
-    def texts(self) -> Sequence[str | None]: ...  # noqa: D102
-    @property
-    def labels(self) -> Mapping[str, NDArray]:
-        """By name: float32 with NaN, or objects with None, where the value is unknown."""
-        ...
-
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-    def __len__(self) -> int: ...
-
-
-# Store fits the protocol; a type checker cannot see it, as Store caches its columns (cached_property).
-AnyStore = Store | EvaluationStore
-
-
-class EvaluationModel(Protocol):
-    """What evaluation asks of a model."""
-
-    @property
-    def has_text(self) -> bool:
-        """Whether there is a text tower, and `features` gives "projected"."""
-        ...
-
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-    def features(self, store: Any, rows: NDArray[np.int64]) -> Mapping[str, NDArray]:
-        """Of the given rows of the store: "encoder" (n, D); where there are any "bridge" (n, D), "projected" (n, E)."""
-        ...
-
-    def encode_text(self, texts: list[str]) -> NDArray:
-        """Unit text embeddings (n, E)."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Case:
-    """One evaluation: the rows in use, their features and tasks, and the bootstrap of the test rows."""
-
-    model: EvaluationModel
-    store: AnyStore
-    rows: NDArray[np.int64]
-    features: Mapping[str, NDArray]
-    tasks: Mapping[str, Task]  # on `rows`
-    refused: Mapping[str, str]
-    weights: NDArray  # (R, m)
-    seed: int
-    prompts: Overrides | None
-
-    @property
-    def splits(self) -> NDArray[np.str_]:
-        return self.store.splits[self.rows]
-
-    @property
-    def test(self) -> NDArray[np.bool_]:
-        return self.splits == "test"
-
-    @property
-    def test_tasks(self) -> dict[str, Task]:
-        return {name: task.on(self.test) for name, task in self.tasks.items()}
+FROZEN = ("linear", "knn", "fewshot", "label_efficiency", "zero_shot", "retrieval")
+TRAINED = ("finetune", "lora")
+PROTOCOLS = (*FROZEN, *TRAINED)
+DEFAULT = ("linear", "knn", "zero_shot", "retrieval")
 
 
 def evaluate(
@@ -127,45 +45,91 @@ def evaluate(
     store: AnyStore,
     out: Path,
     *,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Sequence[str] = DEFAULT,
     replicates: int = 1000,
     seed: int = 0,
     prompts: Overrides | None = None,
+    subgroups: Sequence[str] = (),
+    finetune: FineTuneSettings | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict:
     """Evaluate `model` on the test split of `store`; write and return the results.
 
-    `out/results.json`: by protocol, and for "linear" and "knn" by feature, {"macro", "per_label"} of {"value", "low",
-    "high", "n"} (and "note"), the settings that validation chose, and "about" (fingerprints, rows, labels,
-    replicates, seed); a protocol that can't be had is {"skipped": why}.  `out/predictions.parquet`: a row per test
-    row, label (and class), protocol and feature, for paired comparison.  Nothing in them depends on time or machine.
+    `out/results.json`: by protocol, and for most by feature, {"macro", "per_label"} of {"value", "low", "high", "n"}
+    (and "note"), the settings that validation chose, and "about" (fingerprints, rows, labels, replicates, seed); a
+    protocol that can't be had is {"skipped": why}.  `out/predictions.parquet`: a row per test row, label (and class),
+    protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks.  Nothing in them depends on time
+    or machine, but for the seconds that fine-tuning took.
 
-    Raises UserError: no test split, an unknown protocol, prompts for unknown labels, features that are not finite,
-    an `out` that isn't empty or can't be written.
+    Args:
+        model: to be evaluated; "finetune" and "lora" need one of `maskedclip.load` or `open_model`.
+        store: with splits and labels.
+        out: a new folder.
+        protocols: some of `PROTOCOLS`.
+        replicates: of the bootstrap.
+        seed: of the bootstrap, the draws and fine-tuning.
+        prompts: for zero-shot.
+        subgroups: columns of the store's table; linear probe and zero-shot are also scored by their groups.
+        finetune: settings; its `method` is set by the protocol.
+        extra: further entries of "about".
+
+    Raises UserError: no test split, a patient in test and in another split, an unknown protocol or column, prompts for
+    unknown labels, features that are not finite, an `out` that isn't empty or can't be written.
     """
     _check_request(store, out, protocols, replicates)
+    check_patients(store)
+    columns = _columns(store, subgroups)
     tasks, refused = read_tasks(store.labels)
     _check_prompts(prompts, tasks)
     rows = _rows(store, tasks, protocols)
     patients = store.patients[store.splits == "test"]
-    case = _Case(
+    frozen = bool(set(protocols) & set(FROZEN))
+    case = Case(
         model=model,
         store=store,
         rows=rows,
-        features=_finite(model.features(store, rows), len(rows)),
+        features=_finite(model.features(store, rows), len(rows)) if frozen else {},
         tasks={name: task.on(rows) for name, task in tasks.items()},
         refused=refused,
         weights=cluster_weights(patients, replicates=replicates, seed=seed),
         seed=seed,
         prompts=prompts,
     )
-    results, tables = {}, []
+    results: dict[str, Any] = {}
+    answered: list[Answered] = []
+    ranks = None
     for protocol in PROTOCOLS:
-        if protocol in protocols:
-            results[protocol], parts = _SECTIONS[protocol](case)
-            tables += parts
-    results["about"] = _about(case, protocols)
-    _write(out, results, tables)
+        if protocol not in protocols:
+            continue
+        if protocol == "retrieval":
+            results[protocol], ranks = retrieval_section(case)
+            continue
+        parts = SECTIONS[protocol](case) if protocol in FROZEN else _fine_tuned(case, protocol, finetune)
+        results[protocol] = parts[0]
+        answered += parts[1]
+    if columns:
+        results["subgroups"] = _subgroups(case, columns, answered)
+    results["about"] = _about(case, protocols) | dict(extra or {})
+    _write(out, results, [table for part in answered for table in prediction_tables(case, part)], ranks)
     return results
+
+
+def check_patients(store: AnyStore) -> None:
+    """Refuse a store in which a patient is in the test split and in another one (P24).
+
+    Raises UserError: with how many they are, the first of them, and the mend.
+    """
+    splits, patients = store.splits, store.patients
+    known = patients != ""
+    test, rest = (
+        set(patients[known & side].tolist()) for side in (splits == "test", np.isin(splits, ("train", "val")))
+    )
+    both = sorted(test & rest)
+    if both:
+        raise UserError(
+            f"store: {len(both)} patients are in the test split and in another one ({', '.join(map(str, both[:3]))}"
+            f"{', ...' if len(both) > 3 else ''}); give all images of a patient one split, and curate again"
+        )
 
 
 def _check_request(store: AnyStore, out: Path, protocols: Sequence[str], replicates: int) -> None:
@@ -193,9 +157,12 @@ def _check_prompts(prompts: Overrides | None, tasks: Mapping[str, Task]) -> None
 def _rows(store: AnyStore, tasks: Mapping[str, Task], protocols: Sequence[str]) -> NDArray[np.int64]:
     """Test rows, and those rows to learn from that have a label, if anything is learnt."""
     used = store.splits == "test"
-    if {"linear", "knn"} & set(protocols):
+    if {*LEARNING, *TRAINED} & set(protocols):
         for task in tasks.values():
             used |= task.known & np.isin(store.splits, ("train", "val"))
+    elif "zero_shot" in protocols:  # validation rows calibrate its scores
+        for task in tasks.values():
+            used |= task.known & (store.splits == "val")
     return np.flatnonzero(used)
 
 
@@ -208,69 +175,46 @@ def _finite(features: Mapping[str, NDArray], rows: int) -> Mapping[str, NDArray]
     return features
 
 
-def _learnt(case: _Case, protocol: str) -> tuple[dict, list[pa.Table]]:
-    """The section of "linear" or "knn": a part for each feature that the model has."""
+def _fine_tuned(case: Case, protocol: str, settings: FineTuneSettings | None) -> tuple[dict, list[Answered]]:
+    """The section of "finetune" or "lora": the encoder's copies, trained for the labels."""
     if not case.tasks:
-        return {"skipped": _no_labels(case)}, []
-    if not (case.splits == "train").any():
-        return {"skipped": "no row of the split 'train' has a label"}, []
-    section, tables = {}, []
-    for feature in FEATURES:
-        if feature in case.features:
-            x = case.features[feature]
-            if protocol == "linear":
-                patients = case.store.patients[case.rows]
-                answers = linear_probe(x, case.tasks, case.splits, patients, seed=case.seed)
-            else:
-                answers = nearest_neighbours(x, case.tasks, case.splits)
-            given = {name: answer for name, answer in answers.items() if isinstance(answer, Prediction)}
-            chosen = {name: answer.chosen for name, answer in given.items()}
-            section[feature] = score_labels(case.test_tasks, answers, case.weights) | {"chosen": chosen}
-            tables += _prediction_tables(case, protocol, feature, given)
-    return section, tables
+        return {"skipped": "; ".join(case.refused.values()) or "the store has no label.* column"}, []
+    if not hasattr(case.model, "module") or not hasattr(case.store, "image"):
+        return {"skipped": "this model cannot be fine-tuned; give a run, timm:NAME or a .safetensors file"}, []
+    from dataclasses import replace
+
+    from maskedclip.evaluation.finetune import fine_tune
+
+    model: Any = case.model
+    method = "lora" if protocol == "lora" else "full"
+    chosen = replace(settings or FineTuneSettings(), method=method)
+    done = fine_tune(model, case.store, case.tasks, case.rows, case.splits, chosen, seed=case.seed)  # type: ignore[arg-type]
+    section = {"encoder": scored(case, done.answers) | {"training": done.records}}
+    return section, [Answered(protocol=protocol, feature="encoder", answers=done.answers)]
 
 
-def _zero_shot(case: _Case) -> tuple[dict, list[pa.Table]]:
-    if not case.tasks:
-        return {"skipped": _no_labels(case)}, []
-    if not case.model.has_text:
-        return {"skipped": "the model has no text encoder"}, []
-    images = case.features["projected"][case.test]
-    answers = zero_shot(images, case.test_tasks, case.model.encode_text, prompts=case.prompts)
-    section = score_labels(case.test_tasks, answers, case.weights)
-    return section, _prediction_tables(case, "zero_shot", "projected", answers)
+def _columns(store: AnyStore, names: Sequence[str]) -> dict[str, list]:
+    """Values of the test rows in columns of the store's table."""
+    table = getattr(store, "table", None)
+    known = [] if table is None else [name for name in table.column_names if name not in ("id", "text")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"subgroups: {name!r} is no column of the store; it has {', '.join(known) or 'none'}")
+    test = np.flatnonzero(store.splits == "test")
+    return {} if table is None else {name: table.column(name).take(pa.array(test)).to_pylist() for name in names}
 
 
-def _retrieval(case: _Case) -> tuple[dict, list[pa.Table]]:
-    if not case.model.has_text:
-        return {"skipped": "the model has no text encoder"}, []
-    texts = [case.store.texts[row] for row in case.rows[case.test]]
-    written = [(place, text) for place, text in enumerate(texts) if text and normalise_text(text)]
-    keys, own = distinct([normalise_text(text) for _, text in written])
-    if len(keys) < 2:
-        return {"skipped": f"the test split has {len(keys)} distinct texts; retrieval needs two"}, []
-    # The tower reads a text as it was written (its case may matter); the key only says which texts are one.
-    first = {int(key): text for key, (_, text) in reversed(list(zip(own, written, strict=True)))}
-    embedded = unit_rows(case.model.encode_text([first[key] for key in range(len(keys))]))
-    places = [place for place, _ in written]
-    images = unit_rows(case.features["projected"][case.test][places])
-    return retrieval(images, embedded, own, case.weights[:, places], seed=case.seed), []
+def _subgroups(case: Case, columns: Mapping[str, list], answered: Sequence[Answered]) -> dict:
+    patients = case.patients[case.test]
+    wanted = {("linear", "encoder"), ("zero_shot", "projected"), ("finetune", "encoder")}
+    return {
+        part.protocol: subgroup_scores(columns, case.test_tasks, part.answers, case.weights, patients)
+        for part in answered
+        if (part.protocol, part.feature) in wanted
+    }
 
 
-_SECTIONS = {
-    "linear": lambda case: _learnt(case, "linear"),
-    "knn": lambda case: _learnt(case, "knn"),
-    "zero_shot": _zero_shot,
-    "retrieval": _retrieval,
-}
-
-
-def _no_labels(case: _Case) -> str:
-    reasons = [f"label.{name} {reason}" for name, reason in case.refused.items()]
-    return "; ".join(reasons) or "the store has no label.* column"
-
-
-def _about(case: _Case, protocols: Sequence[str]) -> dict:
+def _about(case: Case, protocols: Sequence[str]) -> dict:
     splits = ("train", "val", "test")
     return {
         "version": maskedclip.__version__,
@@ -295,43 +239,15 @@ def _class_counts(task: Task) -> dict[str, int]:
     return {str(value): int(count) for value, count in zip(task.classes, counts, strict=True)}
 
 
-def _prediction_tables(case: _Case, protocol: str, feature: str, answers: Mapping[str, Prediction]) -> list[pa.Table]:
-    """The known test rows of each label (and class that could be scored) in PREDICTION_SCHEMA."""
-    tables = []
-    test = case.rows[case.test]
-    for name, answer in answers.items():
-        task = case.test_tasks[name]
-        rows = test[task.known]
-        same = {
-            "id": [case.store.ids[row] for row in rows],
-            "patient": [case.store.patients[row] or None for row in rows],
-            "split": ["test"] * len(rows),
-            "label": [name] * len(rows),
-            "protocol": [protocol] * len(rows),
-            "feature": [feature] * len(rows),
-        }
-        columns = (
-            {None: answer.scores} if task.kind == "binary" else dict(zip(task.classes, answer.scores.T, strict=True))
-        )
-        for place, (value, scores) in enumerate(columns.items()):
-            if not np.isnan(scores).any():
-                truth = task.truth[task.known] == (1 if value is None else place)
-                own = {
-                    "class": [None if value is None else str(value)] * len(rows),
-                    "score": scores[task.known],
-                    "truth": truth.astype(np.float32),
-                }
-                tables.append(pa.Table.from_pydict(same | own, schema=PREDICTION_SCHEMA))
-    return tables
-
-
-def _write(out: Path, results: dict, tables: list[pa.Table]) -> None:
-    """Both files, the results last: a folder that has them is complete."""
+def _write(out: Path, results: dict, tables: list[pa.Table], ranks: pa.Table | None) -> None:
+    """The files, the results last: a folder that has them is complete."""
     table = pa.concat_tables(tables) if tables else PREDICTION_SCHEMA.empty_table()
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, out / "predictions.parquet", compression="zstd")
+        if ranks is not None:
+            pq.write_table(ranks, out / "retrieval.parquet", compression="zstd")
         partial = out / "results.json.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(out / "results.json")

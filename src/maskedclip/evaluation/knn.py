@@ -51,7 +51,8 @@ def nearest_neighbours(
     for task in able:
         k = int(chosen.get(task.name, default))
         prior = class_shares(task.on(splits == "train"))
-        answers[task.name] = replace(decide(task, votes[task.name][k][rest == "test"], prior), chosen=k)
+        answer = decide(task, votes[task.name][k][rest == "test"], prior)
+        answers[task.name] = replace(answer, chosen=k, probabilities=True)
     return answers
 
 

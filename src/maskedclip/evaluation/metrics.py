@@ -3,10 +3,12 @@
 Every function takes integer or real row weights (R, n) (None: every row once) and returns (R,) values, NaN where
 the metric is undefined because a class is missing: never 0.5, never 0.  On unit weights and on each replicate the
 values are scikit-learn's (`roc_auc_score`, `average_precision_score`, `balanced_accuracy_score`,
-`cohen_kappa_score(weights="quadratic")`, `accuracy_score`, each with `sample_weight`).
+`cohen_kappa_score(weights="quadratic")`, `accuracy_score`, `roc_curve`, `brier_score_loss`, each with
+`sample_weight`).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +33,40 @@ def average_precision(truth: ArrayLike, score: ArrayLike, weights: NDArray | Non
     truth (n,) bool or 0/1; score (n,) finite; returns (R,), NaN where a class has no weight.
     """
     return _over_replicates(_average_precision, truth, score, weights)
+
+
+def sensitivity_at_specificity(
+    truth: ArrayLike, score: ArrayLike, weights: NDArray | None = None, specificity: float = 0.9
+) -> Values:
+    """Highest sensitivity among the thresholds whose specificity is at least `specificity`, in 0 to 1.
+
+    truth (n,) bool or 0/1; score (n,) finite, positive from a threshold on; returns (R,), NaN where a class has no
+    weight.  Thresholds lie at scores that occur: nothing is interpolated between the points of the ROC curve.
+    """
+    assert 0 <= specificity <= 1, specificity
+    return _over_replicates(partial(_sensitivity, specificity=specificity), truth, score, weights)
+
+
+def brier(truth: ArrayLike, probability: NDArray, weights: NDArray | None = None) -> Values:
+    """Brier score, 0 (best) to 1: the mean squared error of the probabilities.
+
+    truth (n,) 0/1 with probability (n,) of 1; or truth (n,) class indices with probability (n, K), where half of the
+    squared errors' sum over the classes counts, so that two classes give what a binary label gives.  NaN in (n, K)
+    stands for a class that the model does not know, of probability 0.  Defined with one class too; NaN without rows.
+    """
+    truth, probability = np.asarray(truth), np.asarray(probability, dtype=np.float64)
+    if probability.ndim == 1:
+        errors = (probability - truth) ** 2
+    else:
+        actual = truth[:, None] == np.arange(probability.shape[1])
+        errors = ((np.nan_to_num(probability, nan=0.0) - actual) ** 2).sum(axis=1) / 2
+    return weighted_mean(errors, weights)
+
+
+def weighted_mean(values: NDArray, weights: NDArray | None = None) -> Values:
+    """Mean of `values` (n,) under each replicate's weights (R, n): (R,); NaN without weight."""
+    weights = np.ones((1, len(values))) if weights is None else weights
+    return _ratio(np.einsum("n,nr->r", values, weights.T), weights.sum(axis=1, dtype=np.float64))
 
 
 def one_vs_rest(metric: Metric, truth: ArrayLike, scores: NDArray, weights: NDArray | None = None) -> Values:
@@ -69,11 +105,15 @@ def accuracy(table: Values) -> Values:
     return _ratio(np.trace(table, axis1=1, axis2=2), table.sum(axis=(1, 2)))
 
 
+def recall(table: Values) -> Values:
+    """Share of each class that is predicted as such: (R, K, K) confusion -> (R, K); NaN for a class without rows."""
+    return _ratio(np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2))
+
+
 def balanced_accuracy(table: Values) -> Values:
     """Mean recall over the classes that have rows: (R, K, K) confusion -> (R,); NaN with fewer than two of them."""
     rows = table.sum(axis=2)
-    recall = _ratio(np.diagonal(table, axis1=1, axis2=2), rows)
-    values = macro(list(recall.T), len(table))
+    values = macro(list(recall(table).T), len(table))
     return np.where((rows > 0).sum(axis=1) >= 2, values, np.nan)
 
 
@@ -108,6 +148,19 @@ def _average_precision(truth: NDArray[np.bool_], score: NDArray, weights: NDArra
     false = negative[-1] - negative[np.searchsorted(score[~truth][below], ranked, side="left")]
     summed = np.einsum("pr,pr->r", positive, _ratio(hits, hits + false, empty=0.0))
     return np.where(negative[-1] > 0, _ratio(summed, total[-1]), np.nan)
+
+
+def _sensitivity(truth: NDArray[np.bool_], score: NDArray, weights: NDArray, specificity: float) -> Values:
+    _, negative, below = _split(truth, score, weights)
+    order = np.argsort(score[truth], kind="stable")
+    total = _cumulated(weights[truth][order])  # positives below each one
+    # The lowest threshold that leaves enough negatives below it is just above the last of them; a tie with it goes
+    # below as well.  The tolerance makes 27 of 30 a specificity of 0.9.
+    enough = specificity * negative[-1] * (1 - 1e-12)
+    last = (negative < enough).sum(axis=0)  # (R,): negatives that must lie below
+    missed = np.concatenate([[0], np.searchsorted(score[truth][order], score[~truth][below], side="right")])[last]
+    found = total[-1] - total[missed, np.arange(total.shape[1])]
+    return np.where(negative[-1] > 0, _ratio(found, total[-1]), np.nan)
 
 
 def _split(truth: NDArray[np.bool_], score: NDArray, weights: NDArray) -> tuple[NDArray, NDArray, NDArray]:

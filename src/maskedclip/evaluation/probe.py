@@ -6,23 +6,21 @@ one C for all binary labels and one for each label of several classes; the model
 and the test rows are only ever predicted.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from maskedclip.evaluation.logistic import logistic_path
 from maskedclip.evaluation.selection import choose, class_shares, decide, obstacle, patient_folds
 from maskedclip.evaluation.tasks import Prediction, Task
 
 # C weighs the summed loss, as in scikit-learn: small values are strong regularisation.
 GRID = tuple(float(10.0**power) for power in range(-5, 2))
 # Entries of x from which BLAS may use threads.  Below, they wait for each other wherever cores are shared, as beside a
-# training: 3,600 x 384, nine labels, 2 cores: 22 CPU seconds with two threads, 6 with one.
+# training, and bring little.
 _THREADS_FROM = 20_000_000
 
 
@@ -59,7 +57,7 @@ def linear_probe(
             continue
         c = chosen[task.name]
         scores = path[grid.index(c), len(validation) :]
-        answers[task.name] = replace(decide(task, scores, class_shares(task.on(train))), chosen=c)
+        answers[task.name] = replace(decide(task, scores, class_shares(task.on(train))), chosen=c, probabilities=True)
     return answers
 
 
@@ -80,28 +78,43 @@ def score_paths(
     x (n, D) float64; train (n,) rows to fit on, less those where a task is unknown; query (m,) row indices.  A class
     without training rows, and a task with one class only, get NaN.
     """
-    paths = []
-    for task in tasks:
-        rows = train & task.known
-        present = np.unique(task.truth[rows])
-        path = np.full((len(grid), len(query), len(task.classes)), np.nan)
-        if len(present) > 1:
-            path[:, :, present] = _class_path(x[rows], task.truth[rows], x[query], grid)
-        paths.append(path[:, :, 1] if task.kind == "binary" else path)
+    threads = 1 if x.size < _THREADS_FROM else None
+    with threadpool_limits(threads, user_api="blas"):
+        columns = iter(_columns(x, [task for task in tasks if task.kind == "binary"], train, query, grid))
+        return [next(columns) if task.kind == "binary" else _classes(x, task, train, query, grid) for task in tasks]
+
+
+def _columns(
+    x: NDArray, tasks: Sequence[Task], train: NDArray[np.bool_], query: NDArray, grid: Sequence[float]
+) -> list[NDArray[np.float64]]:
+    """The binary tasks at once, on the rows that any of them knows: for each (G, m)."""
+    paths = [np.full((len(grid), len(query)), np.nan) for _ in tasks]
+    able = [place for place, task in enumerate(tasks) if len(np.unique(task.truth[train & task.known])) == 2]
+    if able:
+        known = np.stack([tasks[place].known for place in able], axis=1) & train[:, None]
+        rows = known.any(axis=1)
+        target = np.stack([tasks[place].truth[rows] == 1 for place in able], axis=1)
+        fits = logistic_path(x[rows][None], target[None], grid, counted=known[rows][None])
+        scores = np.stack([fit.probabilities(x[query][None])[0] for fit in fits])  # (G, m, able)
+        for column, place in enumerate(able):
+            paths[place] = scores[:, :, column]
     return paths
 
 
-def _class_path(x: NDArray, truth: NDArray, query: NDArray, grid: Sequence[float]) -> NDArray[np.float64]:
-    """Probabilities of the K > 1 classes in `truth`, each fit starting from the last: (G, m, K)."""
-    # Fastest of scikit-learn's on correlated features; of several classes, newton-cholesky would hold a Hessian of
-    # (K D)^2 entries.
-    solver = "newton-cholesky" if len(np.unique(truth)) == 2 else "newton-cg"
-    model = LogisticRegression(solver=solver, tol=1e-5, max_iter=1000, warm_start=True)
-    threads = 1 if x.size < _THREADS_FROM else None
-    with warnings.catch_warnings(), threadpool_limits(threads, user_api="blas"):
-        # Said of a start at the optimum itself, as with features of a collapsed model, all constant.
-        warnings.filterwarnings("ignore", "Line search of Newton solver", ConvergenceWarning)
-        return np.stack([model.set_params(C=c).fit(x, truth).predict_proba(query) for c in grid])
+def _classes(
+    x: NDArray, task: Task, train: NDArray[np.bool_], query: NDArray, grid: Sequence[float]
+) -> NDArray[np.float64]:
+    """One task of several classes: (G, m, K)."""
+    rows = train & task.known
+    present = np.unique(task.truth[rows])
+    path = np.full((len(grid), len(query), len(task.classes)), np.nan)
+    if len(present) > 1:
+        # Two classes are one column, as in scikit-learn; coupled, each of them would be shrunk on its own.
+        columns = present[1:] if len(present) == 2 else present
+        fits = logistic_path(x[rows][None], (task.truth[rows, None] == columns)[None], grid, coupled=len(columns) > 1)
+        scores = np.stack([fit.probabilities(x[query][None])[0] for fit in fits])
+        path[:, :, present] = np.concatenate([1 - scores, scores], axis=2) if len(columns) == 1 else scores
+    return path
 
 
 def _held_out(

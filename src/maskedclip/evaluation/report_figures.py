@@ -19,8 +19,8 @@ from sklearn.metrics import roc_curve
 
 # Okabe and Ito's colours (2008), told apart by most colour-blind readers; dashes help on paper.
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#007F5F", "#6B7280"
-COLOURS = (BLUE, VERMILION, GREEN, "#8A3FA0", "#946200")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+COLOURS = (BLUE, VERMILION, GREEN, "#8A3FA0", "#946200", "#56B4E9", "#CC3E8E")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _INK = "#1f2933"
 _MOST_POINTS = 300
 _STYLE: dict[Any, Any] = {
@@ -65,8 +65,8 @@ def curves(
         logarithmic: of the y axis; ignored where a value is not positive.
         level: a horizontal line at a height, with its name.
     """
-    with _chart(3.3, 2.2) as (axes, buffer):
-        for line, colour, dash in zip(lines, COLOURS, _DASHES, strict=False):
+    with chart(3.3, 2.2) as (axes, buffer):
+        for line, colour, dash in zip(lines, COLOURS, DASHES, strict=False):
             x, y = thin(line.x), thin(line.y)
             axes.plot(
                 x, y, color=colour, linestyle=dash, label=line.name, marker="o" if len(x) < 15 else None, markersize=3
@@ -91,9 +91,9 @@ def roc_chart(scored: Mapping[str, tuple[NDArray, NDArray]], legend: Mapping[str
         scored: by name of the curve: truth (n,) 0/1 with both values, and score (n,).
         legend: what stands under the chart's curves, by the same names.
     """
-    with _chart(3.1, 3.25) as (axes, buffer):
+    with chart(3.1, 3.25) as (axes, buffer):
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-        for (name, (truth, score)), colour, dash in zip(scored.items(), COLOURS, _DASHES, strict=False):
+        for (name, (truth, score)), colour, dash in zip(scored.items(), COLOURS, DASHES, strict=False):
             false, true, _ = roc_curve(truth, score)
             axes.plot(false, true, color=colour, linestyle=dash, label=legend[name])
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
@@ -112,7 +112,7 @@ def interval_chart(
         chance: where the line of chance stands.
     """
     models = list(estimates)
-    with _chart(4.3, 0.75 + (0.26 + 0.16 * len(models)) * len(rows)) as (axes, buffer):
+    with chart(4.3, 0.75 + (0.26 + 0.16 * len(models)) * len(rows)) as (axes, buffer):
         step = 0.6 / max(len(models), 1)
         for place, (model, colour, marker) in enumerate(
             zip(models, (*COLOURS[:1], GREY, *COLOURS[1:]), "osD^vP", strict=False)
@@ -145,7 +145,7 @@ def thin(values: NDArray, most: int = _MOST_POINTS) -> NDArray[np.float64]:
 
 
 @contextmanager
-def _chart(width: float, height: float) -> Iterator[tuple[Axes, io.BytesIO]]:
+def chart(width: float, height: float) -> Iterator[tuple[Axes, io.BytesIO]]:
     """Axes of a new figure (inches), written to the buffer as SVG without date when the block ends."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):

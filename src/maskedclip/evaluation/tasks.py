@@ -39,12 +39,14 @@ class Prediction:
 
     scores: (m,) for a binary task, the higher the likelier; (m, K) for the others, a NaN column for a class that
     could not be learnt.  predicted (m,): the class index decided for, chosen so that rare classes count as much
-    as frequent ones.  chosen: the setting that validation chose (C, k), None where there is none.
+    as frequent ones.  chosen: the setting that validation chose (C, k), None where there is none.  probabilities:
+    whether the scores mean to be probabilities, so that it makes sense to ask whether they are calibrated.
     """
 
     scores: NDArray[np.float64]
     predicted: NDArray[np.int64]
     chosen: float | None = None
+    probabilities: bool = False
 
 
 def read_tasks(labels: Mapping[str, NDArray]) -> tuple[dict[str, Task], dict[str, str]]:

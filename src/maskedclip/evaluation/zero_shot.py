@@ -1,7 +1,7 @@
 """Zero-shot classification by prompt ensembles.  m images, E embedding width, K classes.
 
 A class stands where the mean of its prompts' unit text embeddings points.  Nothing is trained, tuned or thresholded
-on labels.
+on labels; calibrated probabilities, which learn one or two numbers from validation labels, are a result of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from maskedclip.data.prompts import NORMAL, Overrides, is_normal, prompts_for, prompts_for_class
 from maskedclip.evaluation.knn import unit_rows
 from maskedclip.evaluation.tasks import Prediction, Task
+from maskedclip.evaluation.zero_shot_calibration import calibrate_zero_shot
 
 EncodeText = Callable[[list[str]], NDArray]
 
@@ -54,6 +55,34 @@ def zero_shot(
             positive = towards[name] >= np.max(others, axis=0) if others else scores > 0
         answers[name] = Prediction(scores=scores.astype(np.float64), predicted=positive.astype(np.int64))
     return answers
+
+
+def calibrated_zero_shot(
+    images: NDArray,
+    tasks: Mapping[str, Task],
+    splits: NDArray,
+    encode_text: EncodeText,
+    *,
+    prompts: Overrides | None = None,
+) -> tuple[dict[str, Prediction], dict[str, Prediction | str]]:
+    """Predictions on the test rows, in their order: as `zero_shot` gives them, and calibrated on the validation rows.
+
+    images (n, E), splits (n,) of "train", "val", "test", tasks on the same n rows; training rows are not used.  A
+    calibrated label is a sentence where the validation rows do not suffice.
+    """
+    known: dict[str, NDArray] = {}  # both splits read the same prompts
+
+    def encode(texts: list[str]) -> NDArray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, encode_text(new) if new else (), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    on = {split: {name: task.on(splits == split) for name, task in tasks.items()} for split in ("val", "test")}
+    tested = zero_shot(images[splits == "test"], on["test"], encode, prompts=prompts)
+    if not (splits == "val").any():
+        return tested, dict.fromkeys(tested, "there is no validation split")
+    validated = zero_shot(images[splits == "val"], on["val"], encode, prompts=prompts)
+    return tested, calibrate_zero_shot(on["val"], validated, tested)
 
 
 def _normal_prompts(findings: Sequence[str], prompts: Overrides | None) -> list[str]:

@@ -1,0 +1,151 @@
+"""The verb that evaluates a model: on a store, or on a public set by its task file."""
+
+import argparse
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.errors import UserError
+
+if TYPE_CHECKING:
+    from maskedclip.data.store import Store
+    from maskedclip.evaluation.finetune_settings import FineTuneSettings
+    from maskedclip.evaluation.task_spec import TaskFile
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run, timm:NAME, timm:NAME=FILE, FILE.safetensors or an open_clip folder; @SIZE after it",
+    )
+    parser.add_argument(
+        "--data", action="append", nargs="+", type=path, default=[], metavar="STORE", help="with splits and labels"
+    )
+    parser.add_argument(
+        "--task", default=None, metavar="TASK", help="a shipped task, such as aptos2019, or a .yaml file"
+    )
+    parser.add_argument("--root", type=path, default=None, metavar="FOLDER", help="where the task's set was unpacked")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="new folder for results and report.html")
+    parser.add_argument(
+        "--protocols",
+        default=None,
+        metavar="P,P",
+        help="some of linear,knn,fewshot,label_efficiency,zero_shot,retrieval,finetune,lora; "
+        "default: linear,knn,zero_shot,retrieval, or the task's",
+    )
+    parser.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap replicates of an interval")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of bootstrap, draws and fine-tuning")
+    parser.add_argument("--prompts", type=path, metavar="FILE", help="YAML or JSON: label -> sentences, for zero-shot")
+    parser.add_argument("--subgroups", default="", metavar="C,C", help="columns of the store, e.g. age,sex,device")
+    parser.add_argument(
+        "--finetune", nargs="+", default=[], metavar="NAME=VALUE", help="settings, e.g. epochs=20 lr=1e-3 batch=32"
+    )
+    parser.add_argument(
+        "--against", type=path, metavar="DIR", help="another evaluation of the same store, compared in pairs"
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from maskedclip.data.prompts import load_prompts
+    from maskedclip.deployment.external import open_model
+    from maskedclip.evaluation.evaluate import DEFAULT, evaluate
+    from maskedclip.evaluation.report import write_report
+    from maskedclip.evaluation.summary import summary_lines
+
+    store, task = _store(args)
+    wanted = args.protocols.split(",") if args.protocols else (task.protocols if task is not None else DEFAULT)
+    results = evaluate(
+        open_model(args.run, stored_size=store.crop["size"], crop=store.crop["crop"]),
+        store,
+        args.out,
+        protocols=tuple(name.strip() for name in wanted),
+        replicates=args.replicates,
+        seed=args.seed,
+        prompts=load_prompts(args.prompts) if args.prompts else None,
+        subgroups=tuple(name.strip() for name in args.subgroups.split(",") if name.strip()),
+        finetune=fine_tune_settings(args.finetune),
+    )
+    lines = summary_lines(results)
+    if not (Path(args.run) / "recipe.yaml").is_file():
+        say_next(*lines, f"next: maskedclip compare {args.out} OTHER_DIR sets another model beside it")
+        return
+    evaluations = {"trained": args.out} | ({"against": args.against} if args.against else {})
+    report = write_report(args.out / "report.html", Path(args.run), store, evaluations=evaluations)
+    say_next(*lines, f"next: look at {report}; maskedclip compare {args.out} OTHER_DIR sets another model beside it")
+
+
+def _store(args: argparse.Namespace) -> "tuple[Store, TaskFile | None]":
+    """The store to evaluate on, made from a public set where there is a task."""
+    from maskedclip.data.curate import curate
+    from maskedclip.data.store import open_store
+
+    stores = [store for group in args.data for store in group]
+    if args.task is None:
+        if args.root is not None:
+            raise UserError("--root: belongs to --task; name the task, e.g. --task aptos2019")
+        if not stores:
+            raise UserError("--data: give a store with splits and labels, or --task TASK --root FOLDER")
+        return open_store(stores), None
+    from maskedclip.evaluation.task_file import load_task
+    from maskedclip.evaluation.task_layouts import task_manifest, task_store
+
+    task = load_task(args.task)
+    if task.on_store:
+        if not stores:
+            raise UserError(f"--data: the task {args.task} is about a store; give it")
+        return task_store(task, open_store(stores)), task
+    if args.root is None:
+        raise UserError(f"--root: give the folder in which the set of the task {args.task} was unpacked")
+    place = args.out.with_name(f"{args.out.name}.store")
+    if not (place / "store" / "curation.json").is_file():
+        manifest = task_manifest(task, args.root, place / "manifest")
+        curate(manifest, place / "store", crop=task.crop, allow_outside=True)
+    return open_store(place / "store"), task
+
+
+def fine_tune_settings(given: list[str]) -> "FineTuneSettings | None":
+    """NAME=VALUE pairs as settings; None where there is none.
+
+    Raises:
+        UserError: an unknown name, or a value of the wrong type.
+    """
+    from maskedclip.evaluation.finetune_settings import FineTuneSettings
+
+    if not given:
+        return None
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(FineTuneSettings)}
+    values: dict[str, Any] = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in defaults:
+            near = difflib.get_close_matches(name, defaults, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(defaults)}"
+            raise UserError(f"--finetune {pair}: give NAME=VALUE; {hint}")
+        value = yaml.safe_load(text)
+        default = defaults[name]
+        if isinstance(default, float) or default is None:
+            try:
+                value = float(text) if default is not None or "." in text or "e" in text else int(text)
+            except ValueError:
+                raise UserError(f"--finetune {pair}: give a number") from None
+        elif isinstance(default, tuple):
+            value = tuple(value) if isinstance(value, list) else value
+        elif type(value) is not type(default):
+            raise UserError(f"--finetune {pair}: give a value like {default!r}")
+        values[name] = value
+    return FineTuneSettings(**values)
+
+
+EVALUATE_VERBS: dict[str, Verb] = {
+    "evaluate": Verb(
+        "probes, k-shot, zero-shot, retrieval and fine-tuning, with intervals",
+        "maskedclip evaluate runs/first --data stores/fundus --out runs/first/evaluation",
+        _arguments,
+        _evaluate,
+    ),
+}

@@ -1,0 +1,99 @@
+"""The verb that runs a whole experiment."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.errors import UserError
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="a .yaml file, or a shipped name: semi_supervised")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="new folder, or a study to go on with")
+    parser.add_argument(
+        "--data", action="append", nargs="+", type=path, default=[], metavar="STORE", help="to train on"
+    )
+    parser.add_argument(
+        "--evaluate",
+        action="append",
+        nargs="+",
+        type=path,
+        default=[],
+        metavar="STORE",
+        help="to evaluate on; the default: the first of --data",
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, default=0.0, metavar="M", help="begin no cell after so many minutes"
+    )
+    parser.add_argument("--slurm", action="store_true", help="a SLURM array job with a task for each cell")
+    parser.add_argument("--cell", type=int, default=None, metavar="K", help="only cell K, as a task of the array does")
+    parser.add_argument("--report", action="store_true", help="only tell what the finished cells say")
+
+
+def _study(args: argparse.Namespace) -> None:
+    from maskedclip.study.definition import load_study
+    from maskedclip.study.page import write_page
+    from maskedclip.study.runner import claim, run_one, run_study, study_cells, submit
+
+    overrides = _overrides(args.rest)
+    stores, tested = ([store for group in given for store in group] for given in (args.data, args.evaluate))
+    study = load_study(args.study, data=stores, evaluate=tested, overrides=overrides)
+    settings: dict[str, Any] = {
+        "study": study.name,
+        "data": [str(store) for store in study.data],
+        "evaluate": [str(store) for store in study.evaluate],
+        "steps": study.steps,
+        "equal_time": study.equal_time,
+        "split": study.split,
+        "fields": {name: str(value) for name, value in study.fields.items()},
+    }
+    claim(study, args.out, settings)
+    if args.cell is not None:
+        run_one(study, args.out, args.cell)
+        return
+    if args.slurm:
+        told = submit(study, args.out, ["maskedclip", *_without(sys.argv[1:], "--slurm")])
+        say_next(told, f"next: the same command with --report, when cells are finished, writes {args.out}/study.html")
+        return
+    if not args.report:
+        run_study(study, args.out, minutes_limit=args.max_minutes)
+    cells = study_cells(study, args.out)
+    page, lines = write_page(study, args.out, cells)
+    say_next(*lines, f"next: look at {page}; tables for a paper are beside it (study.md, study.tex)")
+
+
+def _overrides(rest: list[str]) -> dict[str, Any]:
+    """--section.field value, or --section.field=value, as `pretrain` takes them."""
+    found: dict[str, Any] = {}
+    parts = iter(rest)
+    for part in parts:
+        if not part.startswith("--") or "." not in part.split("=", 1)[0]:
+            raise UserError(f"{part}: unknown argument; see `maskedclip study --help`")
+        name, given, value = part[2:].partition("=")
+        if not given:
+            try:
+                value = next(parts)
+            except StopIteration:
+                raise UserError(f"--{name}: give a value") from None
+        loaded = yaml.safe_load(value)
+        found[name] = value if isinstance(loaded, str) or Path(value).exists() else loaded
+    return found
+
+
+def _without(arguments: list[str], flag: str) -> list[str]:
+    return [argument for argument in arguments if argument != flag]
+
+
+STUDY_VERBS: dict[str, Verb] = {
+    "study": Verb(
+        "a grid of recipes, text fractions, seeds and sizes: trained, evaluated and told on one page",
+        "maskedclip study semi_supervised --data stores/paired --data stores/unpaired --out studies/first",
+        _arguments,
+        _study,
+        takes_recipe=True,
+    ),
+}

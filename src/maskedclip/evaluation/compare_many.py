@@ -1,0 +1,161 @@
+"""Many models on the same test rows and bootstrap replicates, so that any two of them can be compared in pairs.
+
+n test rows, R replicates.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskedclip.console import bar
+from maskedclip.errors import UserError
+from maskedclip.evaluation import metrics
+from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, Scores, check_paired, on_rows_of
+from maskedclip.evaluation.intervals import SHARE
+from maskedclip.evaluation.retrieval import RECALL_AT
+from maskedclip.evaluation.scoring import macro_distribution
+from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
+
+METRICS = {"auroc": metrics.auroc, "auprc": metrics.average_precision}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paired:
+    """A metric of several evaluations on the same replicates.
+
+    distributions: one mapping an evaluation, in their order, by key; a key that an evaluation lacks is not in it.
+    notes: by key, what all of them share, such as the number of labels of a mean.
+    """
+
+    distributions: Sequence[Mapping[Key, Distribution]]
+    notes: Mapping[Key, str]
+
+
+def paired_distributions(
+    evaluations: Sequence[Predictions],
+    *,
+    metric: str = "auroc",
+    protocols: Collection[str] | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+    shown: bool = False,
+) -> Paired:
+    """`metric` ("auroc" or "auprc") of every label, and its mean over the labels, for every evaluation.
+
+    A label of several classes counts by its mean over the classes, one against the rest.  The mean over the labels
+    is over those that all evaluations with the protocol and feature have, so that it means the same for all.  Where
+    ranks were kept, recall at 1, 5 and 10 under ("retrieval", direction, "recall_at_5").  With the replicates and
+    the seed of `evaluate`, the values and intervals are those of its results.
+
+    Args:
+        evaluations: one or more; the rows of the first are the order of the bootstrap.
+        metric: a key of METRICS.
+        protocols: only these; None for all.
+        replicates: of patients; at least 2.
+        seed: of the bootstrap.
+        shown: whether to show a progress bar.
+
+    Raises:
+        UserError: test rows, patients, truths or queries differ; fewer than two replicates.
+    """
+    if replicates < 2:
+        raise UserError(f"replicates: {replicates} give no interval; use 1000")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        check_paired(first, other)
+    aligned = [on_rows_of(first, other) for other in evaluations]
+    weights = with_point(cluster_weights(first.patients, replicates=replicates, seed=seed))
+    found: list[dict[Key, Distribution]] = [{} for _ in aligned]
+    keys = dict.fromkeys(key for part in aligned for key in part.scores if protocols is None or key[0] in protocols)
+    with bar("compare", len(keys), shown=shown) as progress:
+        for key in keys:
+            holders = [place for place, part in enumerate(aligned) if key in part.scores]
+            parts = _of_label([aligned[place] for place in holders], key, weights, metric)
+            for place, distribution in zip(holders, parts, strict=True):
+                found[place][key] = distribution
+            progress.advance()
+    notes = _add_macros(found)
+    if protocols is None or "retrieval" in protocols:
+        _add_recall(found, evaluations, replicates, seed)
+    return Paired(distributions=found, notes=notes)
+
+
+def _of_label(holders: Sequence[Predictions], key: Key, weights: NDArray, metric: str) -> list[Distribution]:
+    """One label for all evaluations that have it: the mean over the classes that they share."""
+    classes = [value for value in holders[0].scores[key] if all(value in part.scores[key] for part in holders)]
+    parts: list[dict[str, Distribution]] = [{} for _ in holders]
+    n = 0
+    for value in classes:
+        first = holders[0].scores[key][value]
+        n = len(first.rows)
+        columns = weights if n == weights.shape[1] else weights.T[first.rows].T
+        support = class_supports(first.truth.astype(np.int64), 2, columns[1:])[1]
+        for place, part in enumerate(holders):
+            scores = part.scores[key][value]
+            if not _same_truth(first, scores):
+                raise UserError(
+                    f"{holders[0].folder} and {part.folder}: {'/'.join(key)}: the known test rows or their truths "
+                    "differ; evaluate both on the same store"
+                )
+            values = METRICS[metric](first.truth, scores.score, columns)
+            parts[place][str(value)] = Distribution.from_rows(values, n, bounds=SHARE, support=support)
+    return [_mean(part, n, weights.shape[0] - 1) for part in parts]
+
+
+def _mean(parts: Mapping[str, Distribution], n: int, replicates: int) -> Distribution:
+    """The mean of those that are defined, as in results.json; undefined where none is."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    mean, _ = macro_distribution(parts, n)
+    nothing = Distribution(value=np.nan, replicates=np.full(replicates, np.nan), n=n)
+    return nothing if mean is None else mean
+
+
+def _same_truth(first: Scores, other: Scores) -> bool:
+    return np.array_equal(first.rows, other.rows) and np.array_equal(first.truth, other.truth)
+
+
+def _add_macros(found: Sequence[dict[Key, Distribution]]) -> dict[Key, str]:
+    """The mean over the common labels under the label MACRO, and what it is the mean of."""
+    notes: dict[Key, str] = {}
+    for protocol, feature in dict.fromkeys(key[:2] for part in found for key in part):
+        labels = [
+            {key[2]: distribution for key, distribution in part.items() if key[:2] == (protocol, feature)}
+            for part in found
+        ]
+        holders = [place for place, part in enumerate(labels) if part]
+        common = [name for name in labels[holders[0]] if all(name in labels[place] for place in holders)]
+        key = (protocol, feature, MACRO)
+        for place in holders if common else ():
+            used = {name: labels[place][name] for name in common}
+            n = max(part.n for part in used.values())
+            mean, missing = macro_distribution(used, n)
+            # A label is defined for all or for none: they have the same rows and truths.
+            found[place][key] = mean or replace(used[common[0]], n=n, reason="no label is defined")
+            notes[key] = f"mean of {len(common) - len(missing)} labels"
+    return notes
+
+
+def _add_recall(
+    found: Sequence[dict[Key, Distribution]], evaluations: Sequence[Predictions], replicates: int, seed: int
+) -> None:
+    """Recall at k of queries whose ranks were kept: patients are resampled, a query without one by itself."""
+    for direction in dict.fromkeys(name for part in evaluations for name in part.ranks):
+        holders = [place for place, part in enumerate(evaluations) if direction in part.ranks]
+        first = evaluations[holders[0]].ranks[direction]
+        weights = with_point(cluster_weights(first.patients, replicates=replicates, seed=seed))
+        total = weights.sum(axis=1)
+        for place in holders:
+            ranks = evaluations[place].ranks[direction]
+            rank = dict(zip(ranks.ids, ranks.ranks, strict=True))
+            if rank.keys() != set(first.ids):
+                raise UserError(
+                    f"{evaluations[holders[0]].folder} and {evaluations[place].folder}: retrieval/{direction}: the "
+                    "queries differ; evaluate both on the same store"
+                )
+            own = np.array([rank[query] for query in first.ids])
+            for k in RECALL_AT:
+                recall = weights @ (own <= k).astype(np.float64) / total
+                found[place]["retrieval", direction, f"recall_at_{k}"] = Distribution.from_rows(recall, len(own))

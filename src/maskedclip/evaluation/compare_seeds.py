@@ -1,0 +1,114 @@
+"""The mean over the training seeds of a method, with an interval that holds patients and seeds.
+
+S seeds of a method, R bootstrap replicates of the patients.
+
+What new trainings and a new test set would give differs from the mean at hand for three reasons: the patients, the
+seeds, and that each seed errs on other patients.  The replicates of the patients, the same for all seeds and methods,
+hold the first and the third.  The second comes from the variance between seeds,
+
+    s2 = sum over methods and seeds of (value - mean of the method)^2 / f,   f = sum over methods of (S - 1)
+    v  = the same of the replicates about the values: what of s2 the choice of the patients explains
+
+and the squared error of a mean or a difference is (variance of its replicates) + c max(0, s2 - v), c = 1 / S of a mean
+and 1 / S + 1 / S' of a difference.  The interval of the patients is stretched by as much as this error, and the
+quantile of Student's t that goes with it, exceed its own: few trainings say little of s2.  The degrees of freedom are
+those of Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2 (1946),
+with f for s2 and those of the patients for the rest.  The variance is pooled over the methods: two seeds of one method
+say next to nothing about it, two of each of ten do.
+
+Seeds are not resampled like patients, as two of them resampled show half of their variance, and a bootstrap that
+crosses both counts the third reason three times: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1
+(2007).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import t as student
+
+from maskedclip.evaluation.intervals import SHARE
+from maskedclip.evaluation.statistics import Distribution, Estimate
+
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedVariance:
+    """Of a metric, pooled over methods.  between: s2; explained: v; freedom: f, 0 where no method has two seeds."""
+
+    between: float = 0.0
+    explained: float = 0.0
+    freedom: int = 0
+
+
+def seed_variance(methods: Mapping[str, Sequence[Distribution]]) -> SeedVariance:
+    """The variance between the seeds of a method, all on the same replicates."""
+    tables = [
+        np.stack([np.concatenate([[part.value], part.replicates]) for part in parts]) for parts in methods.values()
+    ]
+    freedom = sum(len(table) - 1 for table in tables)
+    if freedom == 0:
+        return SeedVariance()
+    deviations = np.concatenate([table - table.mean(axis=0) for table in tables])  # (seeds, 1 + R)
+    luck = ((deviations[:, 1:] - deviations[:, :1]) ** 2).sum(axis=0)
+    # A replicate without a class has no value for any model.
+    defined = luck[~np.isnan(luck)]
+    return SeedVariance(
+        between=float((deviations[:, 0] ** 2).sum() / freedom),
+        explained=float(defined.sum() / max(len(defined), 1) / freedom),
+        freedom=freedom,
+    )
+
+
+def mean_over_seeds(parts: Sequence[Distribution]) -> Distribution:
+    """The mean of the seeds of a method, replicate by replicate; its deviation is that of the patients alone."""
+    return replace(
+        parts[0],
+        value=float(np.mean([part.value for part in parts])),
+        replicates=np.mean([part.replicates for part in parts], axis=0),
+        support=min(part.support for part in parts),
+    )
+
+
+def estimate_with_seeds(mean: Distribution, variance: SeedVariance, share: float, note: str = "") -> Estimate:
+    """A mean over seeds, or a difference of two, with its 95 % interval.
+
+    Args:
+        mean: as `mean_over_seeds` gives it, or a difference of two.
+        variance: between seeds.  Without a degree of freedom the interval is that of the patients alone.
+        share: c above, how much of the variance between seeds is left in the mean: 1 / S, or the sum of two.
+        note: of the estimate.
+    """
+    patients = mean.estimate(note)
+    if variance.freedom == 0 or np.isnan(patients.low):
+        return patients
+    # Where s2 happens to be below v, it is taken as v: nothing is added, and the degrees of freedom stay few.
+    between = share * max(variance.between, variance.explained)
+    error = float(np.nanstd(mean.replicates, ddof=1))
+    rest = max(error**2 - share * variance.explained, 0.0)
+    # A difference has the support of the two that it is made of.
+    support = min(part.support for part in (mean, mean.minuend, mean.subtrahend) if part is not None)
+    unsure = between**2 / variance.freedom + rest**2 / max(support - 1, 1)
+    freedom = (between + rest) ** 2 / unsure if unsure > 0 else np.inf
+    reach = _quantile(freedom) * float(np.sqrt(between + rest))
+    if error < _ROUNDING:
+        low, high = mean.value - reach, mean.value + reach
+        low, high = (max(low, 0.0), min(high, 1.0)) if mean.bounds == SHARE else (low, high)
+    else:
+        factor = reach / (_quantile(support - 1) * error)
+        low, high = (_stretched(mean, edge, factor) for edge in (patients.low, patients.high))
+    return replace(patients, low=low, high=high)
+
+
+def _stretched(mean: Distribution, edge: float, factor: float) -> float:
+    """An edge of an interval moved away from the value, on the logit scale where the value is a share."""
+    if mean.bounds != SHARE or not 0 < mean.value < 1:
+        return mean.value + factor * (edge - mean.value)
+    return float(expit(logit(mean.value) + factor * (logit(edge) - logit(mean.value))))
+
+
+def _quantile(freedom: float) -> float:
+    """97.5 % of Student's t."""
+    return float(student.ppf(0.975, max(freedom, 1)))

@@ -1,0 +1,1 @@
+"""Experiments: a grid of recipes, text fractions, seeds and sizes, run and told as a whole."""

@@ -1,0 +1,304 @@
+"""What a study is: a YAML file -> the cells of its grid.
+
+A cell is one training and one evaluation.  Cells differ in method, size, share of the texts, seed and number of steps.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskedclip.errors import UserError
+from maskedclip.recipe import Recipe, load_recipe
+
+SHIPPED = Path(__file__).parent / "studies"
+# Fields of a recipe that may name a file or folder, which a study file names relative to itself.
+_PATHS = ("model.image_weights", "model.text_encoder")
+_DEFAULT_SIZE = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Recipes to stack, and fields to set: one method, or one size."""
+
+    config: tuple[str, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Cell:
+    """One training and one evaluation."""
+
+    method: str
+    size: str
+    text_fraction: float
+    seed: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Its folder below OUT/cells."""
+        return f"{self.method}-{self.size}-text{self.text_fraction:g}-seed{self.seed}-steps{self.steps}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A part of the grid: every combination of these is a cell."""
+
+    methods: tuple[str, ...]
+    text_fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study as its file says it.
+
+    Attributes:
+        about: a paragraph for the page.
+        data: stores to train on; their fingerprints are recorded.
+        evaluate: stores to evaluate on.
+        methods, sizes: by name.
+        fields: recipe fields of all cells.
+        grid: which combinations are run.
+        steps: optimizer steps of every cell of the comparison at equal steps.
+        equal_time: a method; every cell then also runs for as many steps as take the time that this method needs for
+            `steps`; None leaves that comparison out.
+        reference: the method that the others are compared with.
+        chain: methods of the ablation, each compared with the one before it.
+        protocols: of `evaluate`.
+        split: "test", or "development": choices are then made on validation rows and the test rows stay unread.
+        replicates: of the bootstrap.
+        slurm: lines for sbatch, by option.
+    """
+
+    name: str
+    about: str = ""
+    data: tuple[Path, ...]
+    evaluate: tuple[Path, ...]
+    methods: Mapping[str, Choice]
+    sizes: Mapping[str, Choice]
+    fields: Mapping[str, Any]
+    grid: tuple[Block, ...]
+    steps: int
+    equal_time: str | None = None
+    reference: str
+    chain: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ("linear", "knn", "zero_shot", "retrieval")
+    split: str = "test"
+    replicates: int = 1000
+    slurm: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def combinations(self) -> list[tuple[str, str, float, int]]:
+        """Method, size, text fraction and seed of every cell, each once; seed by seed: early results are whole."""
+        found = {
+            (method, size, fraction, seed): seed
+            for block in self.grid
+            for seed in block.seeds
+            for fraction in block.text_fractions
+            for size in block.sizes
+            for method in block.methods
+        }
+        return sorted(found, key=lambda key: found[key])
+
+    def recipe(self, method: str, size: str, text_fraction: float, seed: int, steps: int) -> Recipe:
+        """The recipe of a cell.
+
+        Raises:
+            UserError: an unknown field, a value of the wrong type, or a contradiction.
+        """
+        chosen = (self.methods[method], self.sizes[size])
+        configs = [name for part in chosen for name in part.config]
+        fields = {**self.fields, **chosen[1].fields, **chosen[0].fields}
+        fields |= {"data.text_fraction": text_fraction, "training.steps": steps, "seed": seed}
+        try:
+            return load_recipe(configs, [f"--{name}={_text(value)}" for name, value in fields.items()])
+        except UserError as error:
+            raise UserError(f"study {self.name}, method {method}, size {size}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+def shipped_studies() -> list[str]:
+    """Names of the studies that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load_study(
+    name: str,
+    *,
+    data: Sequence[Path] = (),
+    evaluate: Sequence[Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Study:
+    """Read a study's file, or a shipped one by its name.
+
+    Args:
+        name: a path, or a shipped name.
+        data, evaluate: stores instead of the file's.
+        overrides: recipe fields of all cells, over those of the file.
+
+    Raises:
+        UserError: names the key, what is wrong, and the mend.
+    """
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"{name}: no such study; shipped: {', '.join(shipped_studies())}, or give a .yaml file")
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}); mend it") from None
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: holds no keys; see `maskedclip study --help` for an example")
+    return _Reader(path, given).study(data, evaluate, overrides or {})
+
+
+class _Reader:
+    """One file, with complaints that name the key."""
+
+    def __init__(self, path: Path, given: dict[str, Any]) -> None:
+        self.path, self.given = path, given
+
+    def fail(self, key: str, message: str) -> UserError:
+        return UserError(f"{self.path}: {key}: {message}")
+
+    def study(self, data: Sequence[Path], evaluate: Sequence[Path], overrides: Mapping[str, Any]) -> Study:
+        known = {"about", "data", "evaluate", "config", "set", "methods", "sizes", "grid", "steps", "equal_time"}
+        known |= {"reference", "chain", "protocols", "split", "replicates", "slurm"}
+        self._only(known, self.given, "")
+        stores = [Path(store) for store in data] or self._stores("data")
+        if not stores:
+            raise self.fail("data", "no store is named; give --data STORE")
+        methods = self._choices("methods")
+        sizes = self._choices("sizes") if "sizes" in self.given else {}
+        config = self._names("config", self.given.get("config", [] if sizes else ["vitb16"]))
+        sizes = sizes or {_DEFAULT_SIZE: Choice(config=tuple(config))}
+        study = Study(
+            name=self.path.stem,
+            about=" ".join(str(self.given.get("about", "")).split()),
+            data=tuple(stores),
+            evaluate=tuple([Path(store) for store in evaluate] or self._stores("evaluate") or stores[:1]),
+            methods=methods,
+            sizes=sizes,
+            fields={**self._fields("set", self.given.get("set", {})), **overrides},
+            grid=self._grid(methods, sizes),
+            steps=self._count("steps", None),
+            equal_time=self._method("equal_time", methods) if self.given.get("equal_time") else None,
+            reference=self._method("reference", methods),
+            chain=tuple(self._listed("chain", self.given.get("chain", []), list(methods))),
+            protocols=tuple(self._names("protocols", self.given.get("protocols", Study.protocols))),
+            split=str(self.given.get("split", "test")),
+            replicates=self._count("replicates", 1000),
+            slurm={str(key): str(value) for key, value in self._mapping("slurm", self.given.get("slurm", {})).items()},
+        )
+        if study.split not in ("test", "development"):
+            raise self.fail("split", f"{study.split!r} is neither test nor development")
+        for method, size, fraction, seed in study.combinations:
+            study.recipe(method, size, fraction, seed, study.steps)
+        return study
+
+    def _stores(self, key: str) -> list[Path]:
+        return [self.path.parent / Path(store).expanduser() for store in self._names(key, self.given.get(key, []))]
+
+    def _choices(self, key: str) -> dict[str, Choice]:
+        entries = self._mapping(key, self.given.get(key))
+        if not entries:
+            raise self.fail(key, "none is given; e.g. methods: {clip: clip, maskedclip: maskedclip}")
+        choices = {}
+        for name, value in entries.items():
+            where = f"{key}.{name}"
+            if isinstance(value, dict):
+                self._only({"config", "set"}, value, f"{where}.")
+                fields = self._fields(f"{where}.set", value.get("set", {}))
+                choices[str(name)] = Choice(config=tuple(self._names(where, value.get("config", []))), fields=fields)
+            else:
+                choices[str(name)] = Choice(config=tuple(self._names(where, value)))
+            if not str(name).replace("_", "").replace(".", "").isalnum():
+                raise self.fail(where, "give a name of letters, digits, dots and underscores")
+        return choices
+
+    def _grid(self, methods: Mapping[str, Choice], sizes: Mapping[str, Choice]) -> tuple[Block, ...]:
+        blocks = self.given.get("grid")
+        if not isinstance(blocks, list) or not blocks:
+            raise self.fail(
+                "grid", "give a list, e.g. - {methods: [clip, maskedclip], text_fractions: [0.25], seeds: [0]}"
+            )
+        found = []
+        for place, block in enumerate(blocks):
+            where = f"grid[{place}]"
+            block = self._mapping(where, block)
+            self._only({"methods", "text_fractions", "seeds", "sizes"}, block, f"{where}.")
+            fractions = self._numbers(f"{where}.text_fractions", block.get("text_fractions", [1.0]))
+            seeds = self._numbers(f"{where}.seeds", block.get("seeds", [0]))
+            found.append(
+                Block(
+                    methods=tuple(self._listed(f"{where}.methods", block.get("methods", []), list(methods))),
+                    sizes=tuple(self._listed(f"{where}.sizes", block.get("sizes", list(sizes)), list(sizes))),
+                    text_fractions=tuple(float(value) for value in fractions),
+                    seeds=tuple(int(value) for value in seeds),
+                )
+            )
+        return tuple(found)
+
+    def _fields(self, key: str, given: Any) -> dict[str, Any]:
+        fields = {str(name): value for name, value in self._mapping(key, given).items()}
+        for name in _PATHS:
+            value = fields.get(name)
+            if isinstance(value, str) and (self.path.parent / value).exists():
+                fields[name] = str(self.path.parent / value)
+        return fields
+
+    def _method(self, key: str, methods: Mapping[str, Choice]) -> str:
+        default = "clip" if "clip" in methods else next(iter(methods))
+        return self._listed(key, [self.given.get(key, default)], list(methods))[0]
+
+    def _count(self, key: str, default: int | None) -> int:
+        value = self.given.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.fail(key, f"{value!r}; give a whole number above 0")
+        return value
+
+    def _names(self, key: str, value: Any) -> list[str]:
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple) or not all(isinstance(entry, str) for entry in listed):
+            raise self.fail(key, f"{value!r}; give names, e.g. [clip, tiny]")
+        return list(listed)
+
+    def _numbers(self, key: str, value: Any) -> list[float]:
+        listed = value if isinstance(value, list) else [value]
+        if not listed or not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in listed):
+            raise self.fail(key, f"{value!r}; give numbers, e.g. [0.1, 0.25]")
+        return listed
+
+    def _listed(self, key: str, value: Any, known: list[str]) -> list[str]:
+        names = self._names(key, value)
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise self.fail(key, f"{name!r} is not among the study's; {hint}")
+        return names
+
+    def _mapping(self, key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.fail(key, f"{value!r}; give names with values")
+        return value
+
+    def _only(self, known: set[str], given: Mapping[str, Any], prefix: str) -> None:
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), sorted(known), 1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+                raise self.fail(f"{prefix}{key}", f"no such key; {hint}")

@@ -1,0 +1,122 @@
+"""A study as one page of HTML, and its tables in Markdown, LaTeX and JSON."""
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from maskedclip.errors import UserError
+from maskedclip.evaluation.compare_read import MACRO
+from maskedclip.evaluation.compare_sheets import Sheet
+from maskedclip.evaluation.compare_table import to_latex, to_markdown
+from maskedclip.evaluation.report_html import Section, Table, escape, figure, grid, page, paragraph, picture
+from maskedclip.evaluation.report_names import row_name
+from maskedclip.study.cells import read_result
+from maskedclip.study.definition import Cell, Study
+from maskedclip.study.figures import fraction_chart, validation_chart
+from maskedclip.study.results import SECTIONS, Budget, chain_sheet, means_sheet, read_budgets, verdicts
+
+
+def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, list[str]]:
+    """Write OUT/study.html, study.md, study.tex and results.json from the cells that are finished.
+
+    Returns: the page, and its main sentences.
+
+    Raises:
+        UserError: no cell is finished.
+    """
+    finished = sum(read_result(out, cell) is not None for cell in cells)
+    if not finished:
+        raise UserError(f"{out}: no cell is finished yet; run the study first")
+    budgets = read_budgets(study, out, cells)
+    tables = [
+        sheet for budget in budgets for sheet in (means_sheet(study, budget), chain_sheet(study, budget)) if sheet
+    ]
+    said = [line for budget in budgets for line in verdicts(study, budget)]
+    progress = f"{finished} of {len(cells)} cells are finished"
+    sections = [Section(anchor="answer", title="What came out", body=_answer(study, said, progress))]
+    for budget in budgets:
+        sections.append(Section(anchor=budget.name, title=budget.title, body=_budget(study, budget)))
+    sections.append(Section(anchor="how", title="How it was done", body=_how(study, out)))
+    style = resources.files("maskedclip.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    html = page(title=f"Study: {study.name.replace('_', ' ')}", subtitle=progress, style=style, sections=sections)
+    _write(out / "study.html", html)
+    _write(out / "study.md", to_markdown(tables))
+    _write(out / "study.tex", to_latex(tables))
+    _write(out / "results.json", json.dumps(_as_json(budgets, said, progress), indent=1) + "\n")
+    return out / "study.html", [progress, *said]
+
+
+def _answer(study: Study, said: Sequence[str], progress: str) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
+    listed = f"<ul>{lines}</ul>" if lines else paragraph("Too few cells are finished for a comparison.")
+    return (paragraph(study.about) if study.about else "") + paragraph(f"{progress}.") + listed
+
+
+def _budget(study: Study, budget: Budget) -> str:
+    charts = []
+    for section in SECTIONS:
+        drawn = fraction_chart(study, budget, section)
+        if drawn is not None:
+            svg, said = drawn
+            caption = (
+                f"{row_name(*section)}: macro AUROC over the share of patients whose texts are kept, 95 % intervals."
+            )
+            charts.append(figure(picture(svg, "svg+xml", f"{caption} {said}"), caption))
+    curve = validation_chart(study, budget)
+    if curve is not None:
+        caption = "Linear probe on validation rows during training, over minutes of training; one line a seed."
+        charts.append(figure(picture(curve, "svg+xml", caption), caption))
+    chain = chain_sheet(study, budget)
+    return (
+        _table(means_sheet(study, budget))
+        + (grid(charts, "charts") if charts else "")
+        + (_table(chain) if chain is not None else "")
+    )
+
+
+def _table(sheet: Sheet) -> str:
+    rows = []
+    for heading, entries in sheet.sections:
+        for name, cells in entries:
+            said = [f"<strong>{escape(c.words())}</strong>" if c.bold else escape(c.words()) for c in cells]
+            rows.append([f"{escape(name)}<br><small>{escape(heading)}</small>", *said])
+    return Table(caption=sheet.caption, columns=sheet.columns, rows=rows).render() + "".join(
+        paragraph(note, "note") for note in sheet.notes
+    )
+
+
+def _how(study: Study, out: Path) -> str:
+    given = json.loads((out / "study.json").read_text()) if (out / "study.json").is_file() else {}
+    entries = [(name, value) for name, value in given.items() if name != "fields"] + list(
+        given.get("fields", {}).items()
+    )
+    methods = [
+        (f"method {name}", " + ".join(choice.config) + _set(choice.fields)) for name, choice in study.methods.items()
+    ]
+    rows = [[escape(name), escape(value)] for name, value in (*entries, *methods)]
+    return Table(caption="The study's settings", columns=("what", "value"), rows=rows).render()
+
+
+def _set(fields: object) -> str:
+    return f" with {json.dumps(fields)}" if fields else ""
+
+
+def _as_json(budgets: Sequence[Budget], said: Sequence[str], progress: str) -> dict:
+    result: dict = {"progress": progress, "verdicts": list(said)}
+    for budget in budgets:
+        groups = []
+        for group, found in budget.groups.items():
+            values = {
+                f"{p}/{f}": e.to_json() for p, f in SECTIONS if (e := budget.value(group, (p, f, MACRO))) is not None
+            }
+            cells = [entry for _, entry in found]
+            groups.append(vars(group) | {"auroc": values, "cells": cells})
+        result[budget.name] = groups
+    return result
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,85 @@
+"""How long a step of each method takes on this machine, so that methods can be given the same time.
+
+Runs of a few steps in alternation, through the real loop with its loader; the fastest of the medians of each method,
+since a neighbour can only slow a step down.  Written once to OUT/rates.json: a resumed study keeps its steps.
+"""
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from maskedclip.console import bar, say
+from maskedclip.study.definition import Study
+from maskedclip.training.pretrain import pretrain
+from maskedclip.training.rundir import RunDirectory
+
+STEPS, ROUNDS = 8, 2
+_WARM = 3
+Rates = dict[str, float]
+
+
+def step_rates(study: Study, out: Path) -> Rates:
+    """Seconds a step by "method size", for all that occur in the grid; measured where OUT/rates.json lacks one.
+
+    A method of two stages counts by the mean of its stages, weighted with their shares of the steps.
+    """
+    path = out / "rates.json"
+    known: Rates = json.loads(path.read_text()) if path.is_file() else {}
+    pairs = list(dict.fromkeys((method, size) for method, size, _, _ in study.combinations))
+    missing = [pair for pair in pairs if _name(*pair) not in known]
+    if missing:
+        say(f"measuring the seconds of a step of {len(missing)} methods, for the comparison at equal time")
+        found: dict[str, list[float]] = {}
+        with bar("rates", len(missing) * ROUNDS) as shown:
+            for _ in range(ROUNDS):
+                for method, size in missing:
+                    found.setdefault(_name(method, size), []).append(_seconds(study, method, size))
+                    shown.advance()
+        known |= {name: min(values) for name, values in found.items()}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(known, indent=1) + "\n")
+        partial.replace(path)
+    return known
+
+
+def equal_time_steps(study: Study, rates: Rates, method: str, size: str) -> int:
+    """Steps of a method that take the time of `study.steps` steps of `study.equal_time`."""
+    assert study.equal_time is not None
+    return max(1, round(study.steps * rates[_name(study.equal_time, size)] / rates[_name(method, size)]))
+
+
+def _name(method: str, size: str) -> str:
+    return f"{method} {size}"
+
+
+def _seconds(study: Study, method: str, size: str) -> float:
+    """Median seconds of a step, its first steps left out."""
+    fraction = max(entry[2] for entry in study.combinations if entry[:2] == (method, size))
+    recipe = study.recipe(method, size, fraction, 0, STEPS)
+    stages = 1 if recipe.training.first_stage is None else 2
+    recipe = recipe.replace(
+        training={
+            "steps": STEPS * stages,
+            "log_every": 1,
+            "validate_every": 0,
+            "checkpoint_every": 10 * STEPS,
+            "tensorboard": False,
+            "best_metric": None,
+            "patience": 0,
+            "first_stage_share": recipe.training.first_stage_share if stages == 1 else 0.5,
+        }
+    )
+    share = study.recipe(method, size, fraction, 0, STEPS).training.first_stage_share
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        pretrain(recipe, study.data, run, command=["maskedclip", "study"])
+        last = _median(run)
+        return last if stages == 1 else share * _median(run / "first_stage") + (1 - share) * last
+
+
+def _median(run: Path) -> float:
+    directory = RunDirectory(run)
+    batch = sum(directory.read_recipe().batch_sizes)
+    lines = [line for line in directory.read_metrics() if line["kind"] == "train"]
+    return statistics.median(batch / line["images_per_second"] for line in lines[_WARM:])

@@ -1,0 +1,188 @@
+"""What the finished cells of a study say: means over seeds, paired differences, and what each cost."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskedclip.evaluation.compare_groups import GroupComparison, compare_groups
+from maskedclip.evaluation.compare_read import MACRO, Key
+from maskedclip.evaluation.compare_sheets import Cell as TableCell
+from maskedclip.evaluation.compare_sheets import Sheet
+from maskedclip.evaluation.report_names import row_name
+from maskedclip.evaluation.statistics import Estimate
+from maskedclip.study.cells import VALIDATION, cell_folder, read_result
+from maskedclip.study.definition import Cell, Study
+
+SECTIONS = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Group:
+    """Cells that differ in their seed alone."""
+
+    size: str
+    text_fraction: float
+    method: str
+
+    @property
+    def name(self) -> str:
+        """For a reader."""
+        return f"{self.method}, {self.text_fraction:.3g} of the texts, {self.size}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Budget:
+    """One of a study's comparisons: every method at the same number of steps, or in the same time.
+
+    Attributes:
+        name: an identifier; title: for a reader.
+        groups: the finished cells of each group with their results.
+        comparison: of the groups' evaluations.
+    """
+
+    name: str
+    title: str
+    groups: Mapping[Group, Sequence[tuple[Cell, dict[str, Any]]]]
+    comparison: GroupComparison
+
+    def value(self, group: Group, key: Key) -> Estimate | None:
+        """Mean over the seeds; None where the group lacks it."""
+        return self.comparison.value(group.name, key) if key in self.comparison.distributions[group.name] else None
+
+    def difference(self, first: Group, second: Group, key: Key) -> Estimate | None:
+        """`first` minus `second`, paired; None where one of them lacks it, or is not finished."""
+        if first not in self.groups or second not in self.groups:
+            return None
+        return self.comparison.difference(first.name, second.name, key)
+
+
+def read_budgets(study: Study, out: Path, cells: Sequence[Cell]) -> list[Budget]:
+    """The comparison at equal time, where the study has one, and that at equal steps; none without a finished cell."""
+    count = len(study.combinations)
+    parts = {
+        "steps": (f"Equal steps: {study.steps:,} optimizer steps each", [c for c in cells if c.steps == study.steps])
+    }
+    if study.equal_time:
+        title = f"Equal time: each as long as {study.steps:,} steps of {study.equal_time} take"
+        parts = {"time": (title, list(cells[:count])), **parts}
+    budgets = []
+    for name, (title, wanted) in parts.items():
+        groups: dict[Group, list[tuple[Cell, dict[str, Any]]]] = {}
+        for cell in wanted:
+            if (result := read_result(out, cell)) is not None:
+                group = Group(size=cell.size, text_fraction=cell.text_fraction, method=cell.method)
+                groups.setdefault(group, []).append((cell, result))
+        if not groups:
+            continue
+        order = list(study.methods)
+        groups = dict(
+            sorted(groups.items(), key=lambda part: (part[0].size, part[0].text_fraction, order.index(part[0].method)))
+        )
+        folders = {
+            group.name: [cell_folder(out, cell) / "evaluation" for cell, _ in found] for group, found in groups.items()
+        }
+        comparison = compare_groups(folders, next(iter(folders)), replicates=study.replicates)
+        budgets.append(Budget(name=name, title=title, groups=groups, comparison=comparison))
+    return budgets
+
+
+def means_sheet(study: Study, budget: Budget) -> Sheet:
+    """Every group: the macro AUROC of each protocol, its difference from the reference method, and the cost."""
+    columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS), f"encoder minus {study.reference}", "steps"]
+    columns += ["minutes", "images/s", "best on validation"]
+    sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
+    for group, found in budget.groups.items():
+        reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
+        own: TableCell = TableCell(text="reference")
+        if group != reference:
+            own = TableCell(estimate=budget.difference(group, reference, ("linear", "encoder", MACRO)), signed=True)
+        cells = [TableCell(estimate=budget.value(group, (*part, MACRO))) for part in SECTIONS]
+        cells += [own, *(TableCell(text=text) for text in _costs(found))]
+        sections.setdefault(f"{group.size}, {group.text_fraction:.3g} of the patients keep their texts", []).append(
+            (f"{group.method} ({len(found)} seed{'s' * (len(found) > 1)})", cells)
+        )
+    return Sheet(
+        name=f"study-{budget.name}",
+        caption=f"{budget.title}: macro AUROC with 95 % intervals",
+        columns=columns,
+        sections=list(sections.items()),
+        notes=_notes(study, budget),
+    )
+
+
+def chain_sheet(study: Study, budget: Budget) -> Sheet | None:
+    """Each method of the chain minus the one before it; None where no two of them are finished."""
+    columns = ["step", *(row_name(*part) for part in SECTIONS)]
+    sections = []
+    for size, fraction in dict.fromkeys((group.size, group.text_fraction) for group in budget.groups):
+        rows = []
+        for before, after in zip(study.chain, study.chain[1:], strict=False):
+            first, second = (Group(size=size, text_fraction=fraction, method=method) for method in (after, before))
+            if first in budget.groups and second in budget.groups:
+                found = [budget.difference(first, second, (*part, MACRO)) for part in SECTIONS]
+                rows.append((f"{after} minus {before}", [TableCell(estimate=entry, signed=True) for entry in found]))
+        if rows:
+            sections.append((f"{size}, {fraction:.3g} of the texts", rows))
+    if not sections:
+        return None
+    caption = f"What each part adds ({budget.title.split(':')[0].lower()}): paired differences in macro AUROC"
+    return Sheet(name=f"chain-{budget.name}", caption=caption, columns=columns, sections=sections, notes=[])
+
+
+def verdicts(study: Study, budget: Budget) -> list[str]:
+    """The two questions of the experiment, answered in sentences, also where the answer is no."""
+    key = ("linear", "encoder", MACRO)
+    said = []
+    method = study.equal_time or study.chain[-1] if study.chain or study.equal_time else None
+    if method is None or method == study.reference:
+        return said
+    for group in budget.groups:
+        if group.method != method:
+            continue
+        same = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
+        full = Group(size=group.size, text_fraction=1.0, method=study.reference)
+        for other in dict.fromkeys((same, full)):
+            found = budget.difference(group, other, key)
+            if found is not None:
+                words = "above" if found.low > 0 else "below" if found.high < 0 else "not shown to differ from"
+                said.append(
+                    f"{budget.title.split(':')[0]}: {group.name} is {words} {other.method} with "
+                    f"{other.text_fraction:.3g} of the texts, linear probe on f: {found.value:+.3f} "
+                    f"({found.low:+.3f} to {found.high:+.3f}, n {found.n:,}, {len(budget.groups[group])} and "
+                    f"{len(budget.groups[other])} seeds)"
+                )
+    return said
+
+
+def best_validation(result: Mapping[str, Any]) -> float | None:
+    """The highest AUROC of the online probe on validation rows in a cell's run."""
+    values = [entry[VALIDATION] for entry in result["validation"]]
+    return max(values) if values else None
+
+
+def _costs(found: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
+    seconds = statistics.mean(result["seconds"] for _, result in found)
+    rate = statistics.mean(result["images_per_second"] or 0.0 for _, result in found)
+    best = [value for _, result in found if (value := best_validation(result)) is not None]
+    return [
+        f"{found[0][0].steps:,}",
+        f"{seconds / 60:.1f}",
+        f"{rate:.0f}",
+        f"{statistics.mean(best):.3f}" if best else "–",
+    ]
+
+
+def _notes(study: Study, budget: Budget) -> list[str]:
+    comparison = budget.comparison
+    rows = "validation rows (the test rows were not read)" if study.split == "development" else "test images"
+    notes = [
+        f"{comparison.n_test:,} {rows} of {comparison.patients:,} patients. In brackets: 95 % intervals that hold "
+        "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods.",
+        "Minutes: of training steps, on a machine that may have been shared; the steps of the comparison at equal time "
+        "follow from rates measured beforehand in alternation (rates.json).",
+        "Best on validation: the online probe's AUROC at its best, mean over the seeds.",
+    ]
+    seeds = {len(found) for found in budget.groups.values()}
+    return notes + (["Some groups have fewer seeds than others: the study is not finished."] if len(seeds) > 1 else [])

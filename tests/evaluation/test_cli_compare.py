@@ -1,0 +1,201 @@
+"""The verb `compare`: one table of several evaluations, and one clear line for what can't be compared."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from maskedclip.cli_compare import COMPARE_VERBS
+from maskedclip.cli_verb import VerbParser
+from maskedclip.errors import UserError
+from maskedclip.evaluation import compare_inputs
+from maskedclip.evaluation.compare_inputs import find_reference, group_names, names_of
+from tests.evaluation.compare_case import MODEL, STORE, blurred, evaluated, rewritten
+from tests.evaluation.stand_ins import ArrayModel, ArrayStore, changed
+
+VERB = COMPARE_VERBS["compare"]
+
+
+def _run(*arguments: object) -> None:
+    parser = VerbParser(prog="maskedclip compare", allow_abbrev=False)
+    VERB.arguments(parser)
+    args: argparse.Namespace = parser.parse_args([*map(str, arguments), "--replicates", "20"])
+    VERB.run(args)
+
+
+def _refused(*arguments: object) -> str:
+    with pytest.raises(UserError) as caught:
+        _run(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("cli") / "runs"
+    models = {"a": MODEL, "b": blurred(2.0), "c": blurred(2.0, 3, text=False)}
+    return {name: evaluated(model, root / name / "evaluation") for name, model in models.items()}
+
+
+def test_compare__shows_tables_and_says_what_is_next(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(folders["a"], folders["b"], folders["c"])
+    said = capsys.readouterr().out
+    assert "AUROC minus a" in said
+    assert re.search(r"^  b +0\.\d{3} \(0\.\d{3}–0\.\d{3}\) +−0\.\d{3} \(−0\.\d{3} to −0\.\d{3}\)", said, re.MULTILINE)
+    assert "Missing: c has no Zero-shot, text prompts: the model has no text encoder." in said
+    assert said.count(": every label") == 1
+    assert said.splitlines()[-1].startswith("next: --figure forest.svg")
+    _run(folders["a"], folders["b"], "--per-label", "--protocols", "linear")
+    said = capsys.readouterr().out
+    assert said.count(": every label") == 2
+    assert "k-NN" not in said
+
+
+def test_compare__writes_what_is_asked_for(folders: dict[str, Path], tmp_path: Path) -> None:
+    outputs = {
+        "--json": tmp_path / "c.json",
+        "--markdown": tmp_path / "c.md",
+        "--latex": tmp_path / "c.tex",
+        "--figure": tmp_path / "c.svg",
+        "--label-figure": tmp_path / "l.svg",
+    }
+    given = [part for option, file in outputs.items() for part in (option, file)]
+    _run(folders["a"], folders["b"], "--names", "trained,untrained", "--reference", "untrained", *given)
+    written = json.loads(outputs["--json"].read_text())
+    assert written["reference"] == "untrained"
+    assert list(written["models"]) == ["trained", "untrained"]
+    assert written["about"]["replicates"] == 20
+    assert written["differences"]["trained"]["linear"]["encoder"]["macro"]["auroc"]["low"] > 0
+    assert set(written["tests"]["trained"]["linear"]["encoder"]["per_label"]) == {"glaucoma", "drusen", "normal"}
+    assert "### Means over the labels" in outputs["--markdown"].read_text()
+    assert r"\bottomrule" in outputs["--latex"].read_text()
+    assert outputs["--figure"].read_bytes() != outputs["--label-figure"].read_bytes()
+    before = {file: file.read_bytes() for file in outputs.values()}
+    for option, file in outputs.items():
+        assert f"{option} {file}: exists; choose another name, or add --overwrite" in _refused(
+            folders["b"], folders["a"], option, file
+        )
+    assert before == {file: file.read_bytes() for file in outputs.values()}
+    _run(folders["b"], folders["a"], "--json", outputs["--json"], "--overwrite")
+    assert json.loads(outputs["--json"].read_text())["reference"] == "b"
+
+
+def test_compare__seeds_of_one_method(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = evaluated(blurred(2.0, 9), tmp_path / "b1")
+    given = (folders["a"], folders["b"], second)
+    _run(*given, "--names", "a:0,b:0,b:1", "--group", "--reference", "b:1", "--json", tmp_path / "g.json")
+    said = capsys.readouterr().out
+    assert "AUROC minus b" in said
+    assert "Means over training seeds (a 1, b 2)" in said
+    assert json.loads((tmp_path / "g.json").read_text())["models"]["b"]["seeds"] == 2
+    assert "--group: all are seeds of b" in _refused(folders["b"], second, "--names", "b:0,b:1", "--group")
+
+
+def test_compare__refusals(folders: dict[str, Path], tmp_path: Path) -> None:
+    a, b = folders["a"], folders["b"]
+    assert "one model is no comparison" in _refused(a)
+    assert "stands twice (as" in _refused(a, b, a)
+    assert "no such folder" in _refused(a, tmp_path / "none")
+    assert "neither an evaluation (no results.json) nor a run" in _refused(a, tmp_path)
+    assert "--names: 3 names for 2 models" in _refused(a, b, "--names", "x,y,z")
+    assert "'x' stands twice" in _refused(a, b, "--names", "x,x")
+    assert "is empty" in _refused(a, b, "--names", "x,")
+    assert "--reference other: is none of the models; choose from a, b" in _refused(a, b, "--reference", "other")
+    assert "no evaluation has finetune" in _refused(a, b, "--protocols", "finetune")
+    assert "figures are SVG" in _refused(a, b, "--figure", tmp_path / "f.png")
+    assert "its folder does not exist" in _refused(a, b, "--json", tmp_path / "none" / "f.json")
+    assert "is a folder" in _refused(a, b, "--latex", tmp_path)
+    assert "is the file of --json too" in _refused(a, b, "--json", tmp_path / "f", "--latex", tmp_path / "f")
+    damaged = rewritten(a, tmp_path / "damaged")
+    (damaged / "results.json").write_text("{")
+    assert "results.json: is damaged" in _refused(damaged, b)
+    (damaged / "results.json").write_bytes((a / "results.json").read_bytes())
+    (damaged / "predictions.parquet").write_text("no")
+    assert "is not a table of predictions" in _refused(damaged, b)
+    elsewhere = evaluated(MODEL, tmp_path / "e", changed(STORE, fingerprint="store-2"))
+    assert "evaluated on different stores" in _refused(elsewhere, b)
+    labels = {**STORE.labels, "drusen": 1 - STORE.labels["drusen"]}
+    other = evaluated(MODEL, tmp_path / "t", changed(STORE, labels=labels))
+    assert "linear/encoder/drusen: the known test rows or their truths differ" in _refused(other, b)
+    assert list(tmp_path.glob("f*")) == []
+
+
+class _Stored(ArrayStore):
+    crop: ClassVar = {"size": 256, "crop": "fundus"}
+
+
+@pytest.fixture
+def external(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for external encoders; the list holds what was opened."""
+    opened: list[str] = []
+
+    def open_model(spec: str, *, stored_size: int, crop: str) -> ArrayModel:
+        assert (stored_size, crop) == (256, "fundus")
+        opened.append(spec)
+        return blurred(1.0, len(spec))
+
+    monkeypatch.setattr(compare_inputs, "open_model", open_model)
+    monkeypatch.setattr(compare_inputs, "open_store", lambda folders: _Stored(**vars(STORE)))
+    return opened
+
+
+def test_compare__evaluates_what_is_not_evaluated_yet(
+    folders: dict[str, Path], external: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (folders["a"], "timm:vit_tiny=weights.safetensors@112", "--data", tmp_path, "--out", tmp_path / "out")
+    _run(*command)
+    assert external == ["timm:vit_tiny=weights.safetensors@112"]
+    first = (tmp_path / "out" / "vit_tiny" / "results.json").read_bytes()
+    assert "vit_tiny" in capsys.readouterr().out
+    _run(*command)
+    assert "evaluated already" in capsys.readouterr().err
+    assert (tmp_path / "out" / "vit_tiny" / "results.json").read_bytes() == first
+    (tmp_path / "out" / "vit_tiny").rename(tmp_path / "out" / "other")
+    assert "holds an evaluation of another model" in _refused(
+        folders["a"], "timm:x=y", "--names", "a,other", "--data", tmp_path, "--out", tmp_path / "out"
+    )
+
+
+def test_compare__a_model_needs_data_and_a_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+    assert "is not evaluated yet; add --data STORE --out DIR" in _refused(folders["a"], "timm:x")
+    assert "is not evaluated yet; add --out DIR" in _refused(folders["a"], "timm:x", "--data", tmp_path)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    for spec in (tmp_path / "run", f"{tmp_path / 'run'}@112"):
+        assert "is not evaluated yet" in _refused(folders["a"], spec)
+    assert "no such folder" in _refused(folders["a"], "none@112")
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["runs/a/evaluation", "runs/b/evaluation"], ["a", "b"]),
+        (["demo/evaluation/trained", "demo/evaluation/untrained"], ["trained", "untrained"]),
+        (["a", "b/ev"], ["a", "b/ev"]),
+        (["a/x/ev", "a/y/x/ev"], ["a", "a/y"]),
+        (["runs/a", "timm:vit_small_patch14_dinov2=FILE.safetensors@112"], ["runs/a", "vit_small_patch14_dinov2"]),
+    ],
+)
+def test_names_of__what_tells_the_paths_apart(given: list[str], names: list[str]) -> None:
+    assert names_of(given) == names
+
+
+def test_group_names__and_the_reference_by_name_seed_or_path(tmp_path: Path) -> None:
+    names = ["clip:0", "mae", "clip:1"]
+    groups = group_names(names)
+    assert groups == {"clip": [0, 2], "mae": [1]}
+    given = ["x", str(tmp_path), "z"]
+    for wanted, expected in (
+        (None, "clip"),
+        ("mae", "mae"),
+        ("clip:1", "clip"),
+        (f"{tmp_path}/.", "mae"),
+        ("z", "clip"),
+    ):
+        assert find_reference(wanted, given, names, list(groups)) == expected

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from maskedclip.errors import UserError
+from maskedclip.study.definition import load_study, shipped_studies
+
+SMALL = """
+data: [store]
+config: [tiny]
+set: {data.workers: 0, training.lr: 1.0e-3}
+methods:
+  clip: clip
+  low: {config: maskedclip, set: {objective.mkd_weight: 0.5}}
+grid:
+  - {methods: [clip, low], text_fractions: [0.25], seeds: [0, 1]}
+  - {methods: [clip], text_fractions: [0.25, 1.0], seeds: [0]}
+steps: 6
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "own.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_load_study__cells_are_the_grid_each_once_seed_by_seed(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, SMALL))
+    assert study.combinations == [
+        ("clip", "default", 0.25, 0),
+        ("low", "default", 0.25, 0),
+        ("clip", "default", 1.0, 0),
+        ("clip", "default", 0.25, 1),
+        ("low", "default", 0.25, 1),
+    ]
+    assert study.data == study.evaluate == (tmp_path / "store",)
+    assert study.reference == "clip"
+
+
+def test_load_study__fields_reach_the_recipe_of_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    text = SMALL.replace("set: {data.workers: 0,", "set: {model.image_weights: weights.safetensors,")
+    study = load_study(write(tmp_path, text), overrides={"training.weight_decay": 0.1})
+    recipe = study.recipe("low", "default", 0.25, 7, 11)
+    assert (recipe.seed, recipe.training.steps, recipe.data.text_fraction) == (7, 11, 0.25)
+    assert recipe.objective.mkd_weight == 0.5
+    assert recipe.training.lr == 1e-3
+    assert recipe.training.weight_decay == 0.1
+    assert recipe.model.image_weights == str(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("steps: 6", "steps: 0", "steps: 0; give a whole number"),
+        ("steps: 6", "stepps: 6\nsteps: 6", "stepps: no such key; did you mean steps?"),
+        ("methods: [clip, low]", "methods: [clip, hog]", "'hog' is not among"),
+        ("seeds: [0, 1]", "seeds: [one]", "give numbers"),
+        ("training.lr: 1.0e-3", "training.lrr: 1", "training.lr"),
+        ("clip: clip", "clip: klip", "klip"),
+        ("data: [store]", "data: []", "no store is named"),
+        ("steps: 6", "steps: 6\nsplit: train", "neither test nor development"),
+        ("steps: 6", "steps: 6\nequal_time: lo", "'lo' is not among"),
+        (SMALL, "just words", "holds no keys"),
+        (SMALL, "a: [", "is no YAML"),
+    ],
+)
+def test_load_study__a_fault_is_one_line_that_names_the_key(tmp_path: Path, before: str, after: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_study(write(tmp_path, SMALL.replace(before, after)))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_study__unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(UserError, match="semi_supervised"):
+        load_study("nothing")
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_load_study__shipped_studies_parse(name: str, tmp_path: Path) -> None:
+    study = load_study(name, data=[tmp_path])
+    methods = {"mae", "clip", "clip_mae_init", "clip_mim", "bridge", "maskedclip", "maskedclip_paired"}
+    assert {entry[0] for entry in study.combinations if entry[2] == 0.25} == methods
+    assert {(entry[0], entry[2]) for entry in study.combinations} >= {("clip", 0.1), ("maskedclip", 1.0)}

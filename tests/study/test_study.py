@@ -1,0 +1,161 @@
+"""A whole study on a store of small images: cells, resume, equal time, page, SLURM."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from maskedclip.cli import run
+from maskedclip.errors import UserError
+from maskedclip.study.cells import cell_folder, claimed, read_result, run_cell
+from maskedclip.study.definition import load_study
+from maskedclip.study.rates import equal_time_steps
+from maskedclip.study.runner import study_cells
+from tests.stores import TINY, make_store
+
+STUDY = """
+config: [tiny]
+methods: {clip: clip, maskedclip: maskedclip, clip_mae_init: clip_mae_init}
+grid:
+  - {methods: [clip, maskedclip, clip_mae_init], text_fractions: [0.5], seeds: [0, 1]}
+  - {methods: [clip, maskedclip], text_fractions: [1.0], seeds: [0]}
+steps: 4
+chain: [clip, maskedclip]
+protocols: [linear, zero_shot]
+replicates: 50
+"""
+_SET = dict(zip(TINY[::2], TINY[1::2], strict=True)) | {"--training.validate_every": "2"}
+FIELDS = [
+    part for name in _SET if name not in ("--data.text_fraction", "--training.steps") for part in (name, _SET[name])
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    make_store(folder / "store", rows=60)
+    make_store(folder / "more", rows=24, text_share=0, seed=1)
+    (folder / "own.yaml").write_text(STUDY)
+    return folder
+
+
+def command(place: Path, out: str, *more: str) -> list[str]:
+    stores = ["--data", str(place / "store"), "--data", str(place / "more")]
+    return ["study", str(place / "own.yaml"), "--out", str(place / out), *stores, *FIELDS, *more]
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Path:
+    run(command(place, "out"))
+    return place / "out"
+
+
+def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
+    results = json.loads((done / "results.json").read_text())
+    assert results["progress"] == "8 of 8 cells are finished"
+    groups = {(group["method"], group["text_fraction"]): group for group in results["steps"]}
+    assert set(groups) == {
+        ("clip", 0.5),
+        ("maskedclip", 0.5),
+        ("clip_mae_init", 0.5),
+        ("clip", 1.0),
+        ("maskedclip", 1.0),
+    }
+    assert len(groups["clip", 0.5]["cells"]) == 2
+    for group in groups.values():
+        value = group["auroc"]["linear/encoder"]
+        assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
+        for cell in group["cells"]:
+            assert cell["seconds"] > 0
+            assert cell["images_per_second"] > 0
+            assert [entry["step"] for entry in cell["validation"]][-1] > 0
+    html = (done / "study.html").read_text()
+    assert "maskedclip minus clip" in html
+    assert html.count("<img") >= 2
+    assert (done / "study.tex").read_text().count(r"\begin{table}") == 2
+    assert any("0.5 of the texts" in line and "seeds" in line for line in results["verdicts"])
+
+
+def test_study__finished_cells_are_kept_and_a_lost_one_is_made_again_bitwise(done: Path, place: Path) -> None:
+    results = sorted((done / "cells").glob("*/cell.json"))
+    before = {path: path.stat().st_mtime_ns for path in results}
+    lost = results[0]
+    predictions = lost.parent / "evaluation" / "predictions.parquet"
+    kept = predictions.read_bytes()
+    for path in (lost, lost.parent / "evaluation" / "results.json"):
+        path.unlink()
+    run(command(place, "out"))
+    assert predictions.read_bytes() == kept
+    after = {path: path.stat().st_mtime_ns for path in results}
+    assert [path for path in results if after[path] != before[path]] == [lost]
+
+
+def test_study__other_settings_are_refused(done: Path, place: Path) -> None:
+    with pytest.raises(UserError, match=r"other settings \(fields\)"):
+        run(command(place, "out", "--training.weight_decay", "0.2"))
+    with pytest.raises(UserError, match="no study's folder"):
+        run(command(place, "store"))
+    with pytest.raises(UserError, match="unknown argument"):
+        run(command(place, "out", "--wrong", "1"))
+
+
+def test_study_cells__equal_time_gives_a_quicker_method_more_steps(place: Path, tmp_path: Path) -> None:
+    text = STUDY + "equal_time: maskedclip\n"
+    (tmp_path / "timed.yaml").write_text(text)
+    study = load_study(str(tmp_path / "timed.yaml"), data=[place / "store"])
+    rates = {"clip default": 0.5, "maskedclip default": 2.0, "clip_mae_init default": 1.0}
+    (tmp_path / "rates.json").write_text(json.dumps(rates))
+    steps = {(cell.method, cell.steps) for cell in study_cells(study, tmp_path)}
+    # at equal time 16, 4 and 8 steps; at equal steps 4 each, which is one cell for maskedclip
+    assert steps == {("clip", 16), ("clip", 4), ("maskedclip", 4), ("clip_mae_init", 8), ("clip_mae_init", 4)}
+    assert equal_time_steps(study, rates, "clip", "default") == 16
+
+
+def test_step_rates__are_measured_once(place: Path, tmp_path: Path) -> None:
+    (place / "timed.yaml").write_text(
+        STUDY.replace("[clip, maskedclip, clip_mae_init]", "[maskedclip, clip_mae_init]") + "equal_time: maskedclip\n"
+    )
+    study = load_study(str(place / "timed.yaml"), data=[place / "store", place / "more"], overrides=_overrides())
+    first = study_cells(study, tmp_path)
+    rates = json.loads((tmp_path / "rates.json").read_text())
+    assert set(rates) == {"maskedclip default", "clip default", "clip_mae_init default"}
+    assert all(value > 0 for value in rates.values())
+    assert study_cells(study, tmp_path) == first
+
+
+def test_run_cell__another_process_at_it_is_left_alone(place: Path, tmp_path: Path) -> None:
+    study = load_study(str(place / "own.yaml"), data=[place / "store"], overrides=_overrides())
+    cell = study_cells(study, tmp_path)[0]
+    with claimed(cell_folder(tmp_path, cell)) as mine:
+        assert mine
+        assert not run_cell(study, cell, tmp_path)
+    assert read_result(tmp_path, cell) is None
+
+
+def test_study__slurm_gets_an_array_of_the_unfinished_cells(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = place / "bin"
+    tools.mkdir()
+    (tools / "sbatch").write_text(f'#!/bin/sh\ncp "$1" {place}/submitted\necho "Submitted batch job 7"\n')
+    (tools / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setattr("sys.argv", ["maskedclip", *command(place, "slurm", "--slurm")])
+    run(command(place, "slurm", "--slurm"))
+    script = (place / "submitted").read_text()
+    assert "#SBATCH --array=0,1,2,3,4,5,6,7" in script
+    assert "--cell $SLURM_ARRAY_TASK_ID" in script
+    assert "--slurm" not in script
+    assert "Submitted batch job 7: 8 cells" in capsys.readouterr().out
+    run(command(place, "slurm", "--cell", "1"))
+    finished = list((place / "slurm" / "cells").glob("*/cell.json"))
+    assert len(finished) == 1
+    run(command(place, "slurm", "--report"))
+    assert "1 of 8 cells are finished" in (place / "slurm" / "study.html").read_text()
+
+
+def _overrides() -> dict[str, object]:
+    from maskedclip.cli_study import _overrides as parse
+
+    return parse(FIELDS)
