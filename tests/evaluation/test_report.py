@@ -47,7 +47,8 @@ from maskedclip.recipe import load_recipe
 from maskedclip.training.pretrain import pretrain
 from tests.stores import TINY, make_store
 
-SECTIONS = ["summary", "training", "curves", "reconstructions", "maps", "retrieval", "roc", "tables", "guide"]
+SECTIONS = ["summary", "training", "curves", "reconstructions", "maps", "retrieval", "labels", "errors", "roc"]
+SECTIONS += ["calibration", "subgroups", "few", "tables", "guide"]
 MALICE = '<script>alert("1")</script> <img src=x onerror=alert(2)> a & b'
 LABEL = 'gre"en<b>'
 VOID = {"meta", "img", "br", "link", "input"}
@@ -126,7 +127,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         recipe = load_recipe([method, "tiny"], [*TINY, "--training.steps", count, "--training.validate_every", count])
         made.runs[name], made.evaluations[name] = folder / name, folder / f"evaluation_{name}"
         pretrain(recipe, folder / "store", made.runs[name])
-        evaluate(load(made.runs[name]), made.store, made.evaluations[name], replicates=50)
+        protocols = ("linear", "knn", "fewshot", "label_efficiency", "zero_shot", "retrieval")
+        evaluate(
+            load(made.runs[name]),
+            made.store,
+            made.evaluations[name],
+            protocols=protocols,
+            replicates=50,
+            subgroups=("label.red",),
+        )
     return made
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
+from maskedclip.evaluation.report_errors import worst_errors
 from maskedclip.evaluation.report_gallery import maps, reconstructions, retrieval_examples
 from maskedclip.evaluation.report_headline import headline
 from maskedclip.evaluation.report_html import LeftOut, Section, page, why_not
+from maskedclip.evaluation.report_quality import calibration, few_labels, strengths, subgroups
 from maskedclip.evaluation.report_roc import roc_curves
 from maskedclip.evaluation.report_run import method_name, steps_done, training_curves, training_facts
 from maskedclip.evaluation.report_subject import Subject, read_subject
@@ -25,7 +27,12 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Subject], str]], ...] = (
     ("reconstructions", "Original, masked, reconstructed", reconstructions),
     ("maps", "What the patches of f and g(f) encode", maps),
     ("retrieval", "Retrieval examples", retrieval_examples),
+    ("labels", "What it is good and bad at", strengths),
+    ("errors", "Its worst errors", worst_errors),
     ("roc", "ROC curves", roc_curves),
+    ("calibration", "Are its probabilities true?", calibration),
+    ("subgroups", "Groups of patients", subgroups),
+    ("few", "With few labels", few_labels),
     ("tables", "All figures with their intervals", tables),
     ("guide", "How to read this, and its limits", lambda _: _text("report_guide.html")),
 )

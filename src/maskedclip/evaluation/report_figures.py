@@ -137,6 +137,38 @@ def interval_chart(
     return buffer.getvalue()
 
 
+def reliability_chart(bins: Sequence[Mapping[str, float]]) -> bytes:
+    """Observed share over mean prediction of the bins of `calibration.calibration_section`, as SVG."""
+    predicted, observed = (np.asarray([entry[name] for entry in bins]) for name in ("predicted", "observed"))
+    low, high = (np.asarray([entry[name] for entry in bins]) for name in ("low", "high"))
+    with chart(2.7, 2.5) as (axes, buffer):
+        top = max(1e-6, float(predicted.max()), float(high.max())) * 1.05
+        axes.plot([0, top], [0, top], color=GREY, linewidth=0.8, linestyle=":")
+        spans = np.abs([observed - low, high - observed])
+        axes.errorbar(predicted, observed, yerr=spans, fmt="o-", color=BLUE, markersize=3.5, capsize=2, linewidth=1.1)
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel="predicted probability", ylabel="share observed")
+    return buffer.getvalue()
+
+
+def share_chart(lines: Mapping[str, Sequence[tuple[float, Mapping]]], x_name: str, *, percent: bool) -> bytes:
+    """Estimates with their intervals over k or a share on a logarithmic axis, a line a feature, as SVG."""
+    with chart(3.6, 2.6) as (axes, buffer):
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        for place, (name, points) in enumerate(lines.items()):
+            x = np.asarray([value for value, _ in points]) * (1 + 0.04 * place)
+            y = np.asarray([entry["value"] for _, entry in points])
+            ends = np.asarray([[entry["low"], entry["high"]] for _, entry in points], np.float64).T
+            style = {"color": COLOURS[place], "linestyle": DASHES[place], "marker": "o", "markersize": 3.5}
+            axes.errorbar(x, y, yerr=np.nan_to_num(np.abs(ends - y)), capsize=2, label=name, **style)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:.0%}" if percent else f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel=x_name, ylabel="macro AUROC")
+        if len(lines) > 1:
+            axes.legend(loc="best")
+    return buffer.getvalue()
+
+
 def thin(values: NDArray, most: int = _MOST_POINTS) -> NDArray[np.float64]:
     """At most `most` values: means over equal runs, so that a long noisy curve stays readable; (n,) -> (<= most,)."""
     if len(values) <= most:

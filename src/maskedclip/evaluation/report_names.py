@@ -4,7 +4,17 @@ import numpy as np
 
 from maskedclip.evaluation.statistics import Estimate
 
-PROTOCOLS = {"linear": "Linear probe", "knn": "k-NN", "zero_shot": "Zero-shot", "retrieval": "Retrieval"}
+PROTOCOLS = {
+    "linear": "Linear probe",
+    "knn": "k-NN",
+    "fewshot": "Few-shot",
+    "label_efficiency": "Label efficiency",
+    "zero_shot": "Zero-shot",
+    "retrieval": "Retrieval",
+    "finetune": "Fine-tuning",
+    "lora": "LoRA fine-tuning",
+    "dense": "Dense probe",
+}
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 _FEATURES = {"encoder": "f (encoder)", "bridge": "g(f) (bridge)", "projected": "text prompts"}
 

@@ -43,11 +43,12 @@ class Evaluation:
     def measured(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """(protocol, feature, {"macro", "per_label"}) of each protocol that scored labels."""
         for protocol, section in self.results.items():
-            if protocol in ("about", "retrieval") or "skipped" in section:
+            if protocol in ("about", "retrieval", "subgroups") or "skipped" in section:
                 continue
             parts = {"projected": section} if "macro" in section else section
             for feature, part in parts.items():
-                yield protocol, feature, part
+                if isinstance(part, Mapping) and "macro" in part:
+                    yield protocol, feature, part
 
     def section(self, protocol: str, feature: str) -> Mapping[str, Any] | None:
         """One part of `measured`, None where there is none."""
