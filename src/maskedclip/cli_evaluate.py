@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.console import say
 from maskedclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,13 +55,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     from maskedclip.data.prompts import load_prompts
     from maskedclip.deployment.external import open_model
     from maskedclip.evaluation.evaluate import DEFAULT, evaluate
+    from maskedclip.evaluation.feature_cache import CachedFeatures
+    from maskedclip.evaluation.leakage import seen_in_pretraining
     from maskedclip.evaluation.report import write_report
     from maskedclip.evaluation.summary import summary_lines
 
     store, task = _store(args)
     wanted = args.protocols.split(",") if args.protocols else (task.protocols if task is not None else DEFAULT)
+    is_run = (Path(args.run) / "recipe.yaml").is_file()
+    leakage = seen_in_pretraining(Path(args.run), store, store.rows("test")) if is_run else None
+    if leakage is not None:
+        say(leakage.get("sentence") or leakage["reason"])
     results = evaluate(
-        open_model(args.run, stored_size=store.crop["size"], crop=store.crop["crop"]),
+        CachedFeatures(open_model(args.run, stored_size=store.crop["size"], crop=store.crop["crop"]), store),
         store,
         args.out,
         protocols=tuple(name.strip() for name in wanted),
@@ -69,9 +76,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         prompts=load_prompts(args.prompts) if args.prompts else None,
         subgroups=tuple(name.strip() for name in args.subgroups.split(",") if name.strip()),
         finetune=fine_tune_settings(args.finetune),
+        extra={} if leakage is None else {"seen_in_pretraining": leakage},
     )
     lines = summary_lines(results)
-    if not (Path(args.run) / "recipe.yaml").is_file():
+    if not is_run:
         say_next(*lines, f"next: maskedclip compare {args.out} OTHER_DIR sets another model beside it")
         return
     evaluations = {"trained": args.out} | ({"against": args.against} if args.against else {})
@@ -104,7 +112,7 @@ def _store(args: argparse.Namespace) -> "tuple[Store, TaskFile | None]":
     place = args.out.with_name(f"{args.out.name}.store")
     if not (place / "store" / "curation.json").is_file():
         manifest = task_manifest(task, args.root, place / "manifest")
-        curate(manifest, place / "store", crop=task.crop, allow_outside=True)
+        curate(manifest, place / "store", crop=task.crop, allow_outside=True)  # type: ignore[arg-type]
     return open_store(place / "store"), task
 
 

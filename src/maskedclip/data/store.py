@@ -38,6 +38,8 @@ class Store:
     def __init__(self, folders: Sequence[Path | str]) -> None:
         self.folders = [Path(folder) for folder in folders]
         tables = [_metadata(folder) for folder in self.folders]
+        self.sizes = [table.num_rows for table in tables]
+        """Rows of each store."""
         self.table = pa.concat_tables(tables, promote_options="permissive")
         self.curation = [json.loads((folder / "curation.json").read_text()) for folder in self.folders]
         self.decoded: SupportsRows | None = None

@@ -14,9 +14,8 @@ from maskedclip.data.store import Store, open_store
 from maskedclip.deployment.external import open_model
 from maskedclip.errors import UserError
 from maskedclip.evaluation.compare_read import read_results
-from maskedclip.evaluation.evaluate import evaluate
+from maskedclip.evaluation.evaluate import DEFAULT, evaluate
 
-FROZEN = ("linear", "knn", "zero_shot", "retrieval")  # protocols that train no encoder: minutes, not hours
 _MARKS = ("model", "*config.json", "*.safetensors")  # what the folder of a model holds, one of them at least
 
 
@@ -127,7 +126,7 @@ def evaluate_inputs(
         for place in missing:
             target = out / re.sub(r"[^\w.=@+-]+", "-", names[place])
             folders[place] = target
-            _evaluate(inputs[place].given, store, target, protocols or FROZEN, replicates, seed)
+            _evaluate(inputs[place].given, store, target, protocols or DEFAULT, replicates, seed)
     return [folders[place] for place in range(len(inputs))]
 
 

@@ -18,6 +18,10 @@ def headline(subject: Subject) -> str:
     """
     main = subject.main
     parts = [paragraph(note, "warning") for note in _mismatches(subject)]
+    leakage = main.about.get("seen_in_pretraining")
+    if leakage is not None:
+        said = leakage.get("sentence") or leakage.get("reason", "")
+        parts.append(paragraph(said, "warning" if said.startswith("Leakage") else "note"))
     parts.append(grid(_cards(main), "cards"))
     keys = measured_keys((main, *subject.others))
     if keys:

@@ -162,7 +162,7 @@ def few_labels(subject: Subject) -> str:
                 for name, points in lines.items()
             )
             caption = f"{PROTOCOLS[protocol]}: macro AUROC over {x_name}; mean over draws, 95 % intervals."
-            drawn = share_chart(lines, x_name, percent=percent)
+            drawn = share_chart(lines, x_name, percent=percent)  # type: ignore[arg-type]
             charts.append(figure(picture(drawn, "svg+xml", f"{caption} {said}"), caption))
     if not charts:
         raise LeftOut("`--protocols fewshot,label_efficiency` was not asked for")

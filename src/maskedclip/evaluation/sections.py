@@ -107,8 +107,8 @@ def retrieval_section(case: Case) -> tuple[dict, pa.Table | None]:
     ranks = rank_table(
         image_to_text_ranks(images, embedded, own),
         text_to_image_ranks(images, embedded, own),
-        [case.store.ids[row] for row in used],
-        [case.store.patients[row] for row in used],
+        [str(case.store.ids[row]) for row in used.tolist()],
+        [str(case.store.patients[row]) for row in used.tolist()],
         keys,
     )
     return retrieval(images, embedded, own, case.weights[:, places], seed=case.seed), ranks

@@ -13,6 +13,7 @@ from maskedclip.deployment.model import load
 from maskedclip.errors import UserError
 from maskedclip.evaluation.development import DevelopmentStore
 from maskedclip.evaluation.evaluate import evaluate
+from maskedclip.evaluation.feature_cache import CachedFeatures
 from maskedclip.study.definition import Cell, Study
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
@@ -68,8 +69,8 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
             shutil.rmtree(target, ignore_errors=True)
             store = open_store(study.evaluate)
             evaluate(
-                load(run),
-                DevelopmentStore(store) if study.split == "development" else store,
+                CachedFeatures(load(run), store, folder / "features"),
+                DevelopmentStore(store) if study.split == "development" else store,  # type: ignore[arg-type]
                 target,
                 protocols=study.protocols,
                 replicates=study.replicates,
@@ -78,6 +79,7 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
         partial = folder / "cell.json.partial"
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(folder / "cell.json")
+        shutil.rmtree(folder / "features", ignore_errors=True)
         for place in (run, run / "first_stage"):  # the model stays; a checkpoint is three times its size
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
         return True

@@ -38,6 +38,7 @@ from maskedclip.training.monitor import Monitor, collapse_message
 from maskedclip.training.optimizer import Group, freeze, make_optimizer, parameter_groups, set_learning_rates
 from maskedclip.training.parallel import make_fabric
 from maskedclip.training.rundir import RunDirectory
+from maskedclip.training.seen import write_seen
 from maskedclip.training.step import Outcome, Stepper
 from maskedclip.training.stopping import REQUEUE, StopRequest, agree
 from maskedclip.training.weights import (
@@ -215,6 +216,7 @@ class _Trainer:
         if restored is None:
             told = facts(self.objective, self.pools, texts, truncated, device, self.fabric.world_size)
             self.run.write_start(self.recipe, self.store, command, told)
+            write_seen(self.run.path, self.store, self.pools)
         self.run.truncate_metrics(self.progress.step)
         announce(
             self.recipe, self.pools, self.tokenizer, texts, truncated, self.groups, self.frozen, self.steps, device

@@ -1,0 +1,108 @@
+"""What of a test split a model has seen in its pre-training: the same files, images that look the same, patients (P24).
+
+m test rows, s rows that were trained on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from maskedclip.data.store import Store
+from maskedclip.training.seen import SEEN
+
+# Bits of 64 in which the perceptual hashes of near-duplicates differ at most.  Measured: of 5.6 million pairs of an
+# ODIR and an EyePACS photograph, surely of different eyes, none agree in all and 20 differ in at most 2 bits (213 more
+# in 4), so by chance about one test image of a hundred has such a partner among 4,000.
+NEAR = 2
+_CHUNK = 16_000_000  # distances held at once
+_LISTED = 5
+
+
+def seen_in_pretraining(run: Path, store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Which of the test rows (m,) of `store` the run was trained on.
+
+    Returns: {"checked": False, "reason"}; or {"checked": True, "images", "near_duplicates", "patients": {"n", "of",
+        "first"}, "sentence"}, all for JSON.  A patient counts where a store of the same manifest names it alike: two
+        hospitals may both have a patient "17", so only rows of a store that was trained on are compared.
+    """
+    path = run / SEEN
+    first_stage = run / "first_stage" / SEEN
+    if not path.is_file():
+        return {
+            "checked": False,
+            "reason": f"the run has no {SEEN} (made by an earlier version), so it cannot be checked",
+        }
+    seen = pa.concat_tables([pq.read_table(entry) for entry in (path, first_stage) if entry.is_file()])
+    table = store.table.take(pa.array(rows))
+    ids = [store.ids[row] for row in rows.tolist()]
+    files = _same(table, seen, "sha256")
+    if files is None:  # a store without hashes: ids tell, in the same store
+        files = _same_ids(store, rows, seen)
+    near = _near(table, seen)
+    patients = _patients(store, rows, seen)
+    found: dict[str, Any] = {"checked": True}
+    for name, hits in (("images", files), ("near_duplicates", near), ("patients", patients)):
+        found[name] = {"n": int(hits.sum()), "of": len(rows), "first": [ids[k] for k in np.flatnonzero(hits)[:_LISTED]]}
+    found["sentence"] = _sentence(found)
+    return found
+
+
+def nearest_distance(queries: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Least number of differing bits between each query (m,) and any of `known` (s,), 64 where there is none: (m,)."""
+    if len(known) == 0:
+        return np.full(len(queries), 64, np.uint8)
+    known = np.unique(known)
+    step = max(1, _CHUNK // len(known))
+    parts = [
+        np.bitwise_count(queries[start : start + step, None] ^ known[None, :]).min(axis=1)
+        for start in range(0, len(queries), step)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+
+def _same(table: pa.Table, seen: pa.Table, column: str) -> NDArray[np.bool_] | None:
+    """Rows whose value was seen, (m,); None where the store or the run does not have the column."""
+    if column not in table.column_names or seen.column(column).null_count == len(seen):
+        return None
+    known = set(seen.column(column).drop_null().to_pylist())
+    return np.array([value is not None and value in known for value in table.column(column).to_pylist()], dtype=bool)
+
+
+def _same_ids(store: Store, rows: NDArray[np.int64], seen: pa.Table) -> NDArray[np.bool_]:
+    known = set(zip(seen.column("store").to_pylist(), seen.column("id").to_pylist(), strict=True))
+    owners = np.repeat(np.arange(len(store.sizes)), store.sizes)
+    return np.array([(store.fingerprints[owners[row]], store.ids[row]) in known for row in rows.tolist()], dtype=bool)
+
+
+def _near(table: pa.Table, seen: pa.Table) -> NDArray[np.bool_]:
+    column = "perceptual_hash"
+    if column not in table.column_names or len(table) == 0:
+        return np.zeros(len(table), bool)
+    given = table.column(column).to_pylist()
+    queries = np.array([0 if value is None else int(value, 16) for value in given], dtype=np.uint64)
+    known = np.array([int(value, 16) for value in seen.column(column).drop_null().to_pylist()], dtype=np.uint64)
+    return (nearest_distance(queries, known) <= NEAR) & np.array([value is not None for value in given])
+
+
+def _patients(store: Store, rows: NDArray[np.int64], seen: pa.Table) -> NDArray[np.bool_]:
+    known = set(zip(seen.column("store").to_pylist(), seen.column("patient").to_pylist(), strict=True))
+    owners = np.repeat(np.arange(len(store.sizes)), store.sizes)
+    named = [(store.fingerprints[owners[row]], store.patients[row]) for row in rows.tolist()]
+    return np.array([bool(patient) and (owner, patient) in known for owner, patient in named], dtype=bool)
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    """For a reader."""
+    images, near, patients = (found[name]["n"] for name in ("images", "near_duplicates", "patients"))
+    of = found["images"]["of"]
+    if images or patients:
+        return (
+            f"Leakage: of {of:,} test images, {images:,} were trained on and {patients:,} are of patients that were "
+            "trained on; figures on them are too good."
+        )
+    look = f"; {near:,} look like one that was (a perceptual hash; about 1 in 100 does by chance)" if near else ""
+    return f"None of the {of:,} test images, and none of their patients, was trained on{look}."

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskedclip.data.store import open_store
+from maskedclip.evaluation.leakage import nearest_distance, seen_in_pretraining
+from maskedclip.recipe import load_recipe
+from maskedclip.training.pretrain import pretrain
+from maskedclip.training.seen import SEEN
+from tests.stores import TINY, make_store
+
+HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20)
+
+
+@given(HASHES, HASHES)
+def test_nearest_distance__equals_counting_bits(queries: list[int], known: list[int]) -> None:
+    found = nearest_distance(np.array(queries, np.uint64), np.array(known, np.uint64))
+    assert found.tolist() == [min((query ^ other).bit_count() for other in known) for query in queries]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("leakage")
+    _with_hashes(make_store(folder / "store", rows=60))
+    make_store(folder / "more", rows=24, text_share=0, seed=1)
+    recipe = load_recipe(["maskedclip", "tiny"], [*TINY, "--training.steps", "1"])
+    pretrain(recipe, [folder / "store", folder / "more"], folder / "run")
+    return folder / "run"
+
+
+def _with_hashes(folder: Path) -> None:
+    """sha256 and perceptual_hash of random bits, as curation adds them."""
+    random = np.random.Generator(np.random.Philox(3))
+    for shard in sorted(folder.glob("shard-*.parquet")):
+        table = pq.read_table(shard)
+        for name in ("sha256", "perceptual_hash"):
+            values = [f"{value:016x}" for value in random.integers(0, 2**63, len(table), dtype=np.uint64).tolist()]
+            table = table.append_column(name, pa.array(values))
+        pq.write_table(table, shard)
+
+
+def test_write_seen__holds_the_training_rows_and_no_test_row(run: Path) -> None:
+    store = open_store([run.parent / "store", run.parent / "more"])
+    seen = pq.read_table(run / SEEN)
+    assert set(seen.column("id").to_pylist()) == {store.ids[row] for row in store.rows("train").tolist()}
+    assert set(seen.column("store").to_pylist()) == set(store.fingerprints)
+    assert 0 < sum(seen.column("with_text").to_pylist()) < len(seen)
+
+
+def test_seen_in_pretraining__a_clean_test_split_is_clean(run: Path) -> None:
+    store = open_store(run.parent / "store")
+    found = seen_in_pretraining(run, store, store.rows("test"))
+    assert (found["images"]["n"], found["near_duplicates"]["n"], found["patients"]["n"]) == (0, 0, 0)
+    assert found["sentence"].startswith(f"None of the {len(store.rows('test'))} test images")
+
+
+def test_seen_in_pretraining__files_near_duplicates_and_patients_are_found(run: Path, tmp_path: Path) -> None:
+    seen = pq.read_table(run / SEEN)
+    hashes = [value for value in seen.column("perceptual_hash").to_pylist() if value]
+    make_store(tmp_path / "other", rows=60, seed=5)
+    _with_hashes(tmp_path / "other")
+    store = open_store(tmp_path / "other")
+    rows = store.rows("test")
+    table = store.table
+    changed = {name: table.column(name).to_pylist() for name in ("sha256", "perceptual_hash")}
+    changed["sha256"] = [f"other {value}" for value in changed["sha256"]]
+    changed["perceptual_hash"] = [f"{~int(value, 16) & (2**64 - 1):016x}" for value in changed["perceptual_hash"]]
+    changed["sha256"][int(rows[0])] = seen.column("sha256").drop_null()[0].as_py()
+    changed["perceptual_hash"][int(rows[1])] = f"{int(hashes[3], 16) ^ 0b11:016x}"
+    changed["perceptual_hash"][int(rows[2])] = f"{int(hashes[4], 16) ^ 0b11111:016x}"
+    for name, values in changed.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    store.table = table
+    found = seen_in_pretraining(run, store, rows)
+    assert found["images"] == {"n": 1, "of": len(rows), "first": [store.ids[rows[0]]]}
+    assert store.ids[rows[1]] in found["near_duplicates"]["first"]
+    assert store.ids[rows[2]] not in found["near_duplicates"]["first"]
+    assert found["patients"]["n"] == 0  # "p10" of another manifest is somebody else
+    assert found["sentence"].startswith("Leakage: of")
+    trained = open_store(run.parent / "store")
+    again = seen_in_pretraining(run, trained, trained.rows("train"))
+    assert again["patients"]["n"] == again["images"]["n"] == len(trained.rows("train"))
+
+
+def test_seen_in_pretraining__a_store_without_hashes_is_told_by_ids(run: Path) -> None:
+    more = open_store(run.parent / "more")
+    assert seen_in_pretraining(run, more, more.rows("train"))["images"]["n"] == len(more.rows("train"))
+    assert seen_in_pretraining(run, more, more.rows("test"))["images"]["n"] == 0
+
+
+def test_seen_in_pretraining__an_older_run_says_that_it_cannot_be_checked(run: Path, tmp_path: Path) -> None:
+    store = open_store(run.parent / "store")
+    found = seen_in_pretraining(tmp_path, store, store.rows("test"))
+    assert found["checked"] is False
+    assert "cannot be checked" in found["reason"]
