@@ -120,7 +120,7 @@ def test_evaluate__and_its_faults(
     assert "nosuch" in _refused(
         capsys, "evaluate", trained, "--data", folder, "--out", tmp_path / "f", "--protocols", "nosuch"
     )
-    assert "no such run" in _refused(capsys, "evaluate", tmp_path / "none", "--data", folder, "--out", tmp_path / "f")
+    assert "no such model" in _refused(capsys, "evaluate", tmp_path / "none", "--data", folder, "--out", tmp_path / "f")
 
 
 def test_classify_and_embed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

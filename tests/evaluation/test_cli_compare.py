@@ -142,6 +142,7 @@ def external(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return blurred(1.0, len(spec))
 
     monkeypatch.setattr(compare_inputs, "open_model", open_model)
+    monkeypatch.setattr(compare_inputs, "CachedFeatures", lambda model, store: model)
     monkeypatch.setattr(compare_inputs, "open_store", lambda folders: _Stored(**vars(STORE)))
     return opened
 

@@ -119,7 +119,7 @@ def test_compare_groups__faults(folders: dict[str, list[Path]], tmp_path: Path) 
         compare_groups({"a": [good], "b": [good.parent / "x" / ".." / good.name]}, "a")
     with pytest.raises(UserError, match=r"has no results\.json"):
         compare_groups({"a": [good], "b": [tmp_path]}, "a")
-    with pytest.raises(UserError, match="none of the protocols finetune"):
+    with pytest.raises(UserError, match="holds no scores of finetune"):
         compare_groups({"a": [good], "b": [other]}, "a", protocols=["finetune"])
     elsewhere = evaluated(MODEL, tmp_path / "e", changed(STORE, fingerprint="store-2"))
     with pytest.raises(UserError, match=r"different stores \(store-1 and store-2\); evaluate both on the same store"):

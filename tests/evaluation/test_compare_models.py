@@ -71,6 +71,8 @@ def test_compare_models__an_undefined_label_stays_out_of_the_correction(tmp_path
     smallest = min(tests[name].p_value for name in labels)
     assert min(tests[name].corrected for name in labels) == pytest.approx(min(2 * smallest, 1))
     json.dumps(compared.to_json(), allow_nan=False)
+    some = compare_models(folders, "b", protocols=["knn"], replicates=20)
+    assert {key[0] for key in some.tests["a"]} == {"knn"}
 
 
 def test_compare_models__what_is_missing_is_said_with_its_reason(compared: Comparison) -> None:
@@ -88,11 +90,17 @@ def test_compare_models__a_label_that_one_lacks_is_said(folders: dict[str, list[
     other = evaluated(blurred(1.0), tmp_path / "other", store)
     compared = compare_models({"clear": folders["clear"], "other": [other]}, "clear", replicates=20)
     assert "other has no Linear probe on f (encoder) for drusen" in compared.missing
+    # The means in results.json are over other labels, so only those of the scores, over the common ones, are told.
+    assert compared.value("clear", MACRO, "balanced_accuracy") is None
+    value = compared.value("clear", MACRO)
+    assert value is not None
+    assert value.note == "mean of 4 labels"
 
 
 def test_compare_models__recall_with_and_without_ranks(folders: dict[str, list[Path]], tmp_path: Path) -> None:
     key = ("retrieval", "image_to_text", "recall_at_5")
-    plain = compare_models({name: folders[name] for name in ("clear", "blurred")}, "blurred", replicates=20)
+    copies = {name: [rewritten(folders[name][0], tmp_path / f"{name}-plain")] for name in ("clear", "blurred")}
+    plain = compare_models(copies, "blurred", replicates=20)
     recall = json.loads((folders["clear"][0] / "results.json").read_text())["retrieval"]["image_to_text"]["recall_at_5"]
     value = plain.value("clear", key, "recall")
     assert value is not None
@@ -148,6 +156,10 @@ def test_compare_models__faults(folders: dict[str, list[Path]], tmp_path: Path) 
     pair = {name: folders[name] for name in ("clear", "blurred")}
     with pytest.raises(UserError, match="no evaluation has finetune"):
         compare_models(pair, "clear", protocols=["linear", "finetune"])
+    labels = {"other": STORE.labels["drusen"]}
+    only = evaluated(blurred(1.0, text=False), tmp_path / "only", changed(STORE, labels=labels))
+    with pytest.raises(UserError, match="no protocol, feature and label in common; evaluate both alike"):
+        compare_models({"only": [only], "blind": folders["blind"]}, "blind")
     copy = tmp_path / "copy"
     shutil.copytree(folders["clear"][0], copy)
     results = json.loads((copy / "results.json").read_text())

@@ -37,7 +37,7 @@ def test_read_predictions__holds_every_row_of_the_file(folder: Path) -> None:
 
 def test_read_predictions__rows_keep_the_order_of_the_store(folder: Path) -> None:
     test = np.flatnonzero(STORE.splits == "test")
-    assert list(read_predictions(folder).ids) == [STORE.ids[row] for row in test]
+    assert list(read_predictions(folder).ids) == [STORE.ids[int(row)] for row in test]
 
 
 def test_on_rows_of__another_order_of_the_file_changes_nothing(folder: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_areas_and_covariance__published_test_of_three_models() -> None:
     contrast = np.array([[1, -1, 0], [0, -1, 1]])
     difference = contrast @ areas
     statistic = difference @ np.linalg.solve(contrast @ covariance @ contrast.T, difference)
-    assert (round(statistic, 4), round(chi2.sf(statistic, 2), 4)) == (2.5340, 0.2817)
+    assert (round(float(statistic), 4), round(float(chi2.sf(statistic, 2)), 4)) == (2.5340, 0.2817)
 
 
 def test_delong_area__published_ratings_with_many_ties() -> None:

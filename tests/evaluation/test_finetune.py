@@ -83,6 +83,21 @@ def test_fine_tune__learns_a_spot_that_the_untouched_encoder_hardly_shows(tmp_pa
     assert learnt > floor + 0.2
 
 
+@pytest.mark.parametrize("name", ["green", "kind"])
+def test_fine_tune__head_starts_at_a_probe(case: Case, name: str) -> None:
+    """With a learning rate of next to nothing the network is the probe of the untouched features."""
+    model, store, tasks = case
+    task, test = tasks[name], store.splits == "test"
+    chosen = settings(lr=1e-12, epochs=1, head_start="probe")
+    scores = _scores(_run(case, {name: task}, chosen), name)
+    pooled = torch.from_numpy(model.features(store, all_rows(store))["encoder"])
+    features = torch.nn.functional.layer_norm(pooled, (48,), eps=1e-6).numpy()
+    labels = Labels([task], store.splits == "train", chosen)
+    weights, biases = labels.probe(features[labels.places])
+    assert scores == pytest.approx(labels.scores(features[test] @ weights.T + biases)[0], abs=1e-4)
+    assert scores.std(axis=0).max() > 0.01
+
+
 def test_fine_tune__one_network_for_all_binary_labels_one_for_each_other(case: Case) -> None:
     _, store, tasks = case
     tuned = _run(case, tasks, settings())

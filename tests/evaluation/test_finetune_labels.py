@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from maskedclip.evaluation.finetune_labels import Labels, balanced_weights, smoothed_loss
@@ -125,6 +127,27 @@ def test_predictions__of_several_classes_undo_the_smoothing() -> None:
     answer = labels.predictions(np.log(scores))["grade"]
     assert answer.predicted.tolist() == [2, 0]
     assert np.isnan(answer.scores[:, 1]).all()
+
+
+@pytest.mark.parametrize("weighting", ["none", "balanced", "sampler"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probe__equals_scikit_learn_on_standardised_features(weighting: Any, classes: int) -> None:
+    generator = np.random.Generator(np.random.Philox(0))
+    truth = np.concatenate([np.arange(classes), np.minimum(generator.integers(0, 5, 60), classes - 1), [UNKNOWN] * 5])
+    x = generator.normal(3, 2, (len(truth), 6)) + truth[:, None] * [1, 0, 0, -1, 0, 0]
+    x[:, 5] = 0.1  # a constant column
+    for kind in ("nominal", "binary")[: 4 - classes]:
+        task = Task(name="a", kind=kind, classes=tuple(range(classes)), truth=truth)
+        labels = _labels([task], np.ones(len(truth), dtype=bool), class_weighting=weighting)
+        rows = x[labels.places]
+        weights, biases = labels.probe(rows)
+        assert weights.shape == (labels.outputs, 6)
+        scaled = StandardScaler().fit(rows)
+        balance = "balanced" if weighting != "none" else None
+        model = LogisticRegression(C=3e-3, max_iter=1000, class_weight=balance)
+        expected = model.fit(scaled.transform(rows), truth[labels.places]).predict_proba(scaled.transform(rows))
+        scores = labels.scores(rows @ weights.T + biases)[0]
+        assert scores == pytest.approx(expected[:, 1] if kind == "binary" else expected, abs=1e-3)
 
 
 def test_quality__is_the_mean_over_the_labels_that_have_one() -> None:

@@ -152,7 +152,7 @@ def test_paired_difference__cancels_what_the_models_share() -> None:
 def test_difference__from_the_intervals_of_both_where_bounds_are_known() -> None:
     replicates = np.random.Generator(np.random.Philox(6)).normal(0.8, 0.05, (2, 300))
     first, second = (Distribution(value=0.8, replicates=part, n=50, bounds=SHARE, support=12) for part in replicates)
-    correlation = float(np.corrcoef(replicates)[0, 1])
+    correlation = float(np.asarray(np.corrcoef(replicates))[0, 1])
     expected = difference_interval(first.uncertain(), second.uncertain(), correlation)
     found = difference(first, second).estimate()
     assert (found.low, found.high) == pytest.approx(expected)

@@ -146,9 +146,12 @@ def compare_groups(
     folders = [folder for group in groups.values() for folder in group]
     check_folders(folders)
     read = {name: [read_predictions(folder) for folder in group] for name, group in groups.items()}
-    return compare_evaluations(
+    compared = compare_evaluations(
         read, reference, metric=metric, protocols=protocols, replicates=replicates, seed=seed, shown=shown
     )
+    if not compared.keys:
+        raise UserError(f"{folders[0]}: holds no scores of {', '.join(protocols or ['any protocol'])}; evaluate again")
+    return compared
 
 
 def compare_evaluations(
@@ -181,8 +184,6 @@ def compare_evaluations(
         for name, parts in methods.items():
             distributions[name][key] = mean_over_seeds(parts)
             counts[name][key] = len(parts)
-    if not any(distributions.values()):
-        raise UserError(f"{evaluations[0].folder}: has none of the protocols {', '.join(protocols or ())}")
     first = evaluations[0]
     known = [patient for patient in first.patients if patient]
     return GroupComparison(

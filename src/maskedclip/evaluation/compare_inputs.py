@@ -15,6 +15,8 @@ from maskedclip.deployment.external import open_model
 from maskedclip.errors import UserError
 from maskedclip.evaluation.compare_read import read_results
 from maskedclip.evaluation.evaluate import DEFAULT, evaluate
+from maskedclip.evaluation.feature_cache import CachedFeatures
+from maskedclip.evaluation.leakage import seen_in_pretraining
 
 _MARKS = ("model", "*config.json", "*.safetensors")  # what the folder of a model holds, one of them at least
 
@@ -142,7 +144,14 @@ def _evaluate(given: str, store: Store, target: Path, protocols: Sequence[str], 
         say(f"{given}: evaluated already, in {target}")
         return
     say(f"{given}: evaluating into {target}")
-    evaluate(model, store, target, protocols=protocols, replicates=replicates, seed=seed)
+    extra = {}
+    if (Path(given).expanduser() / "recipe.yaml").is_file():
+        seen = seen_in_pretraining(Path(given).expanduser(), store, store.rows("test"))
+        say(seen.get("sentence") or seen["reason"])
+        extra = {"seen_in_pretraining": seen}
+    evaluate(
+        CachedFeatures(model, store), store, target, protocols=protocols, replicates=replicates, seed=seed, extra=extra
+    )
 
 
 def _parts(text: str) -> tuple[str, ...]:

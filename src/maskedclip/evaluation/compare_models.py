@@ -181,19 +181,21 @@ def compare_models(
         )
         for metric in ("auroc", "auprc")
     )
-    others = {name: _others(folders[name], parts) for name, parts in results.items()}
+    others = _alike({name: _others(folders[name], parts) for name, parts in results.items()})
+    has = {name: [*auroc.distributions[name], *others[name]] for name in folders}
+    _check_common(has, reference, folders)
     return Comparison(
         folders=folders,
         auroc=auroc,
         auprc=auprc,
         others=others,
         tests={
-            name: _tests(group[0], read[reference][0]) if len(group) == len(read[reference]) == 1 else {}
+            name: _tests(group[0], read[reference][0], protocols) if len(group) == len(read[reference]) == 1 else {}
             for name, group in read.items()
             if name != reference
         },
         chance=_chance(results),
-        missing=_missing(auroc, others, results),
+        missing=_missing(has, results),
         store=next(iter(results.values()))[0]["about"]["store"],
         replicates=replicates,
         seed=seed,
@@ -201,8 +203,8 @@ def compare_models(
 
 
 def _chosen(results: dict[str, Any], protocols: Collection[str] | None) -> dict[str, Any]:
-    wanted = lambda name: protocols is None or name in protocols or name == "about"  # noqa: E731
-    return {name: section for name, section in results.items() if wanted(name)}
+    wanted = results if protocols is None else ("about", *protocols)
+    return {name: section for name, section in results.items() if name in wanted}
 
 
 def _check_protocols(results: Mapping[str, Sequence[dict]], protocols: Collection[str] | None) -> None:
@@ -210,6 +212,19 @@ def _check_protocols(results: Mapping[str, Sequence[dict]], protocols: Collectio
     unknown = [name for name in protocols or () if name not in had]
     if unknown:
         raise UserError(f"--protocols: no evaluation has {', '.join(unknown)}; evaluate with --protocols, or leave it")
+
+
+def _alike(others: Mapping[str, Mapping[Key, dict[str, Estimate]]]) -> dict[str, dict[Key, dict[str, Estimate]]]:
+    """Without the means of protocols and features in which the models have not the same labels."""
+    labels: dict[Section, set[frozenset[str]]] = {}
+    for entries in others.values():
+        for section in {key[:2] for key in entries}:
+            had = frozenset(key[2] for key in entries if key[:2] == section)
+            labels.setdefault(section, set()).add(had)
+    return {
+        name: {key: entry for key, entry in entries.items() if key[2] != MACRO or len(labels[key[:2]]) == 1}
+        for name, entries in others.items()
+    }
 
 
 def _others(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[Key, dict[str, Estimate]]:
@@ -283,13 +298,13 @@ def _chance(results: Mapping[str, Sequence[dict]]) -> dict[Key, float]:
     return found
 
 
-def _tests(model: Predictions, reference: Predictions) -> dict[Key, LabelTest]:
+def _tests(model: Predictions, reference: Predictions, protocols: Collection[str] | None) -> dict[Key, LabelTest]:
     """DeLong's test of every binary label that both have."""
     aligned = on_rows_of(reference, model)
     p_values: dict[Section, dict[Key, float]] = {}
     for key, classes in reference.scores.items():
         first, second = aligned.scores.get(key, {}).get(None), classes.get(None)
-        if first is not None and second is not None:
+        if first is not None and second is not None and (protocols is None or key[0] in protocols):
             clusters = reference.patients[second.rows]
             found = delong_difference(second.truth, first.score, second.score, clusters=clusters)
             p_values.setdefault(key[:2], {})[key] = found.p_value
@@ -300,12 +315,19 @@ def _tests(model: Predictions, reference: Predictions) -> dict[Key, LabelTest]:
     }
 
 
-def _missing(
-    auroc: GroupComparison, others: Mapping[str, Mapping[Key, Any]], results: Mapping[str, Sequence[dict]]
-) -> list[str]:
+def _check_common(has: Mapping[str, Sequence[Key]], reference: str, folders: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse a model that has nothing that the reference has."""
+    for name, keys in has.items():
+        if not set(keys) & set(has[reference]):
+            raise UserError(
+                f"{folders[name][0]} and {folders[reference][0]}: no protocol, feature and label in common; "
+                "evaluate both alike"
+            )
+
+
+def _missing(has: Mapping[str, Sequence[Key]], results: Mapping[str, Sequence[dict]]) -> list[str]:
     """A line for each protocol, or label of one, that a model lacks and another has, with the reason."""
-    has = {name: {*auroc.distributions[name], *others[name]} for name in results}
-    everything = list(dict.fromkeys(key for name in results for key in [*auroc.distributions[name], *others[name]]))
+    everything = list(dict.fromkeys(key for keys in has.values() for key in keys))
     lines: list[str] = []
     for name, keys in has.items():
         sections = {key[:2] for key in keys}

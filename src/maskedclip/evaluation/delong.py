@@ -123,11 +123,12 @@ def delong_difference(
     if small_sample:
         product = covariance[0, 0] * covariance[1, 1]
         correlation = covariance[0, 1] / np.sqrt(product) if product > 0 else 0.0
-        low, high = difference_interval(*_uncertain(truth, scores, codes, areas, parts), correlation)
+        one, other = _uncertain(truth, scores, codes, areas, parts)
+        low, high = difference_interval(one, other, float(correlation))
     else:
         low, high = _normal(found["difference"], error)
     p_value = float(2 * student.sf(abs(z), parts.support - 1 if small_sample else np.inf))
-    return Difference(**found, standard_error=error, low=low, high=high, z=z, p_value=p_value, n=len(truth))
+    return Difference(**found, standard_error=error, low=low, high=high, z=z, p_value=p_value, n=len(truth))  # type: ignore[arg-type]
 
 
 def areas_and_covariance(
@@ -182,7 +183,7 @@ def placements(truth: NDArray[np.bool_], scores: NDArray) -> tuple[NDArray[np.fl
 
 def _cluster_sums(values: NDArray, codes: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """Sums of the columns of `values` (k, m) that have the same code: (k, count)."""
-    return np.stack([np.bincount(codes, weights=row, minlength=count) for row in values])
+    return np.stack([np.bincount(codes, weights=row, minlength=count) for row in values]).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,7 +1,7 @@
 """Features are extracted once for weights, preprocessing and data, and kept; every protocol reads them.
 
-A file of safetensors a model and store: the row numbers that are in it (n,), and each feature (n, .).  It may be removed
-at any time.
+A file of safetensors a model and store: the row numbers that are in it (n,), and each feature (n, .).  It may be
+removed at any time.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class CachedFeatures:
         """Unit text embeddings (n, E)."""
         return self.model.encode_text(texts)
 
-    def features(self, _store: Any, rows: NDArray[np.int64]) -> Mapping[str, NDArray]:
+    def features(self, store: Any, rows: NDArray[np.int64]) -> Mapping[str, NDArray]:
         """Of rows of the store, by name, (n, .); those that are not in the file yet are computed and added to it."""
         known = self._read()
         have = known.get(_ROWS, np.empty(0, np.int64))

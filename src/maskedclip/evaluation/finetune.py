@@ -9,7 +9,7 @@ n rows, of them m in training, v in validation and q in test; O outputs of a net
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,8 +152,11 @@ class _Run:
         """All epochs, or fewer where patience ends; the network has the weights of the best epoch afterwards."""
         self._announce()
         began, per_epoch = time.monotonic(), self.steps.steps_per_epoch
+        if self.settings.head_start == "probe":
+            self._start_head()
         batches = training_batches(self.steps)
-        with bar(f"fine-tune {self.labels.names}", len(self.steps)) as shown:
+        count = len(self.labels.tasks)
+        with bar(f"fine-tune {self.labels.names if count == 1 else f'{count} labels'}", len(self.steps)) as shown:
             for epoch in range(1, self.settings.epochs + 1):
                 self.losses.append(self._epoch(epoch, batches, shown))
                 self._judge(epoch)
@@ -279,21 +282,34 @@ class _Run:
             self.best_epoch = epoch
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
 
-    @torch.inference_mode()
+    def _start_head(self) -> None:
+        """Begin at a linear probe of the untouched features."""
+        weights, biases = self.labels.probe(self._outputs(self.labels.places, self.network.features))
+        with torch.no_grad():
+            self.network.head.weight.copy_(torch.from_numpy(weights))
+            self.network.head.bias.copy_(torch.from_numpy(biases))
+
     def _logits(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits of some of the n rows, in float32 and without augmentation: (q, O)."""
+        """Logits of some of the n rows: (q, O)."""
+        if not len(places):
+            return np.empty((0, self.labels.outputs), np.float32)
+        return self._outputs(places, self.network)
+
+    @torch.inference_mode()
+    def _outputs(self, places: NDArray[np.int64], function: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        """What a function of normalised images gives for some of the n rows, in float32 and without augmentation."""
         self.network.eval()
-        parts = [np.empty((0, self.labels.outputs), np.float32)]
+        parts = []
         batches = image_batches(
             self.store, self.rows[places], size=self.size, batch=BATCH, workers=self.settings.workers
         )
         with evaluation_kernels(self.network):
             for batch in batches:
-                parts.append(self.network(to_input(batch.to(self.device), self.preprocessing)).cpu().numpy())
-        logits = np.concatenate(parts)
-        if not np.isfinite(logits).all():
+                parts.append(function(to_input(batch.to(self.device), self.preprocessing)).cpu().numpy())
+        outputs = np.concatenate(parts)
+        if not np.isfinite(outputs).all():
             raise UserError(self._diverged("its outputs are not finite"))
-        return logits
+        return outputs
 
     def _diverged(self, how: str) -> str:
         return (

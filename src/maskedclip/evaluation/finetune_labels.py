@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
+from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +19,8 @@ from torch.nn import functional
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
 from maskedclip.evaluation.selection import decide, ranking_quality
 from maskedclip.evaluation.tasks import UNKNOWN, Prediction, Task
+
+_PROBE_C = 3e-3  # as strong a regularisation as validation chooses for a few hundred images
 
 
 class Labels:
@@ -64,6 +67,27 @@ class Labels:
         targets = torch.from_numpy(self.targets)[places].to(logits.device)
         weights = torch.from_numpy(self.weights.astype(np.float32))[places].to(logits.device)
         return smoothed_loss(logits, targets, weights, self.smoothing, binary=self.binary)
+
+    def probe(self, features: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (O, D) and biases (O,) of a linear probe on features (m, D) of the training rows.
+
+        Rows weigh as in the loss.  The features are standardised, and the standardisation becomes part of the weights.
+        """
+        x = features.astype(np.float64)
+        mean, spread = x.mean(axis=0), x.std(axis=0)
+        scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-7)
+        drawn = np.ones(len(x)) if self.shares is None else self.shares * len(x)
+        slopes, offsets = [], []
+        for target, weight in zip(self.targets.T, self.weights.T, strict=True):
+            known = target != UNKNOWN
+            model = LogisticRegression(C=_PROBE_C, max_iter=1000)
+            model.fit((x[known] - mean) * scale, target[known], sample_weight=(weight * drawn)[known])
+            slopes.append(model.coef_ * scale)
+            offsets.append(model.intercept_)
+        weights, biases = np.concatenate(slopes), np.concatenate(offsets)
+        if not self.binary and self.outputs == 2:  # scikit-learn gives two classes one row, their difference
+            weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
+        return weights, biases - weights @ mean
 
     def scores(self, logits: NDArray) -> list[NDArray[np.float64]]:
         """Probabilities for each task, of logits (q, O): (q,), or (q, K) with NaN for a class without training rows."""

@@ -35,8 +35,11 @@ class FineTuned(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of normalised images: (B, 3, S, S) -> float32 (B, O)."""
-        pooled = self.encoder.patches(self.encoder(image)).mean(dim=1)
-        return self.head(self.norm(pooled)).float()
+        return self.head(self.features(image)).float()
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the head reads: (B, 3, S, S) -> (B, D)."""
+        return self.norm(self.encoder.patches(self.encoder(image)).mean(dim=1))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Timm's description of the layers: embedding, each block; what matches neither is the head, final norm too."""

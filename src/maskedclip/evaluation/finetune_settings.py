@@ -36,6 +36,10 @@ class FineTuneSettings:
     """Stochastic depth of the last block; it rises linearly from 0 in the first."""
     label_smoothing: float = 0.1
     """Share of each target that is spread over all classes."""
+    head_start: Literal["zero", "probe"] = "zero"
+    """Where the head begins: near zero, as in the protocol, or (ours) at a linear probe of the untouched features, so
+    that the encoder isn't bent to a head that knows nothing (arXiv 2202.10054).  Take `probe` where steps are few: from
+    zero, at the protocol's learning rate, the head alone needs some thousand."""
     class_weighting: Literal["none", "balanced", "sampler"] = "none"
     """`balanced` weighs the loss by n / (K n_k), as scikit-learn does; `sampler` draws images with these weights."""
     patience: int = 0

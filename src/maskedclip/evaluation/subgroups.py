@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from maskedclip.errors import UserError
 from maskedclip.evaluation.scoring import auroc_distribution, macro_distribution, macro_estimate
@@ -46,7 +46,7 @@ def subgroup_columns(table: pa.Table, names: Sequence[str], rows: NDArray[np.int
     return {name: table.column(name).take(pa.array(rows)).to_pylist() for name in names}
 
 
-def group_rows(name: str, values: ArrayLike) -> dict[str, NDArray[np.bool_]]:
+def group_rows(name: str, values: Sequence | NDArray) -> dict[str, NDArray[np.bool_]]:
     """Which rows are of which group of a column, by ascending value, the unknown last: masks (m,).
 
     Words, and whole numbers of which there are at most ten, are groups themselves.  Other numbers, written as numbers

@@ -42,7 +42,8 @@ def resized(model: MaskedCLIP, size: int, where: str = "size") -> MaskedCLIP:
     encoder = other.encoder
     with torch.no_grad():
         encoder.vit.set_input_size((size, size))
-    encoder.grid = (size // encoder.patch_size,) * 2
+    side = size // encoder.patch_size
+    encoder.grid = (side, side)
     encoder.num_patches = encoder.grid[0] * encoder.grid[1]
     other.config = replace(model.config, size=size)
     return other
