@@ -47,7 +47,7 @@ def test_compare__shows_tables_and_says_what_is_next(
     said = capsys.readouterr().out
     assert "AUROC minus a" in said
     assert re.search(r"^  b +0\.\d{3} \(0\.\d{3}–0\.\d{3}\) +−0\.\d{3} \(−0\.\d{3} to −0\.\d{3}\)", said, re.MULTILINE)
-    assert "Missing: c has no Zero-shot, text prompts: the model has no text encoder." in said
+    assert "Missing: c has no Zero-shot, text prompts; no retrieval" in said
     assert said.count(": every label") == 1
     assert said.splitlines()[-1].startswith("next: --figure forest.svg")
     _run(folders["a"], folders["b"], "--per-label", "--protocols", "linear")

@@ -10,6 +10,7 @@ from maskedclip.errors import UserError
 from maskedclip.evaluation.compare_models import Comparison, compare_models
 from maskedclip.evaluation.compare_read import rank_table, read_predictions
 from maskedclip.evaluation.delong import delong_difference
+from maskedclip.evaluation.evaluate import evaluate
 from maskedclip.evaluation.holm import holm
 from tests.evaluation.compare_case import MODEL, STORE, blurred, evaluated, rewritten
 from tests.evaluation.stand_ins import changed
@@ -77,12 +78,18 @@ def test_compare_models__an_undefined_label_stays_out_of_the_correction(tmp_path
 
 def test_compare_models__what_is_missing_is_said_with_its_reason(compared: Comparison) -> None:
     assert list(compared.missing) == [
-        "blind has no Linear probe on g(f) (bridge): the model has no such feature",
-        "blind has no k-NN on g(f) (bridge): the model has no such feature",
-        "blind has no Zero-shot, text prompts: the model has no text encoder",
-        "blind has no retrieval, image → text: the model has no text encoder",
-        "blind has no retrieval, text → image: the model has no text encoder",
+        "blind has no Linear probe on g(f) (bridge); no k-NN on g(f) (bridge): the model has no such feature",
+        "blind has no Zero-shot, text prompts; no retrieval, image → text; no retrieval, text → image: the model has "
+        "no text encoder",
     ]
+
+
+def test_compare_models__what_was_not_evaluated_is_said(folders: dict[str, list[Path]], tmp_path: Path) -> None:
+    evaluate(blurred(1.0), STORE, tmp_path / "knn", protocols=["knn"], replicates=20)
+    compared = compare_models({"clear": folders["clear"], "knn": [tmp_path / "knn"]}, "clear", replicates=20)
+    assert len(compared.missing) == 1
+    assert compared.missing[0].startswith("knn has no Linear probe on f (encoder); no Linear probe on g(f)")
+    assert compared.missing[0].endswith(": not evaluated")
 
 
 def test_compare_models__a_label_that_one_lacks_is_said(folders: dict[str, list[Path]], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from maskedclip.data.images import image_batches
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
 from maskedclip.models.features import BATCH, to_input
+from maskedclip.models.resizing import check_size
 from maskedclip.models.saving import Preprocessing
 
 CONFIG = "open_clip_config.json"
@@ -124,14 +125,12 @@ def load_open_clip(
             ) from None
         except Exception as error:  # whatever another package makes of a user's file
             raise UserError(f"{folder / CONFIG}: open_clip cannot build the model ({_first_line(error)})") from None
-        if size is not None and not _has_patches(towers.visual):
-            raise UserError(f"{folder}@{size}: its image tower is no vision transformer and reads its own size alone")
+        if size is not None:
+            check_size(size, _patch(towers.visual, f"{folder}@{size}"), f"{folder}@{size}")
         try:
             open_clip.load_checkpoint(towers, str(weights))
             if inside_timm and size is not None:
                 towers.visual.set_input_size(size)
-        except AssertionError:
-            raise UserError(f"{folder}@{size}: does not fit its patches; give a multiple of them") from None
         except (SafetensorError, RuntimeError, KeyError, OSError) as error:
             raise UserError(f"{weights}: does not fit {CONFIG}, or is damaged ({_first_line(error)})") from None
     prepared = open_clip.get_model_preprocess_cfg(towers)
@@ -189,6 +188,14 @@ def _has_patches(visual: Any) -> bool:
     if trunk is not None:
         return isinstance(trunk, VisionTransformer | Eva)
     return hasattr(visual, "forward_intermediates") and hasattr(visual, "transformer")
+
+
+def _patch(visual: Any, where: str) -> int:
+    """Side of the patches of a vision transformer, pixels."""
+    if not _has_patches(visual):
+        raise UserError(f"{where}: its image tower is no vision transformer and reads its own size alone")
+    trunk = getattr(visual, "trunk", None)
+    return int((visual.patch_size if trunk is None else trunk.patch_embed.patch_size)[0])
 
 
 @contextmanager

@@ -326,22 +326,25 @@ def _check_common(has: Mapping[str, Sequence[Key]], reference: str, folders: Map
 
 
 def _missing(has: Mapping[str, Sequence[Key]], results: Mapping[str, Sequence[dict]]) -> list[str]:
-    """A line for each protocol, or label of one, that a model lacks and another has, with the reason."""
+    """What a model lacks and another has: a line for each model and reason, and for each label that is not there."""
     everything = list(dict.fromkeys(key for keys in has.values() for key in keys))
     lines: list[str] = []
     for name, keys in has.items():
         sections = {key[:2] for key in keys}
+        lacking: dict[str, list[str]] = {}
         for section in dict.fromkeys(key[:2] for key in everything if key[:2] not in sections):
-            reasons = [part[section[0]]["skipped"] for part in results[name] if "skipped" in part.get(section[0], {})]
-            why = reasons[0] if reasons else "not evaluated"
-            if any(section[0] in part for part in results[name]) and not reasons:
-                why = "the model has no such feature"
-            lines.append(f"{name} has no {section_name(section)}: {why}")
-        unknown = [key for key in everything if key[:2] in sections and key not in keys]
-        lines += [
-            f"{name} has no {section_name(key[:2])} for {label_name(key[2])}" for key in unknown if key[2] != MACRO
-        ]
+            lacking.setdefault(_reason(section[0], results[name]), []).append(section_name(section))
+        lines += [f"{name} has no {'; no '.join(which)}: {why}" for why, which in lacking.items()]
+        unknown = [key for key in everything if key[:2] in sections and key not in keys and key[2] != MACRO]
+        lines += [f"{name} has no {section_name(key[:2])} for {label_name(key[2])}" for key in unknown]
     return lines
+
+
+def _reason(protocol: str, results: Sequence[dict]) -> str:
+    """Why a model lacks a protocol, or a feature in it."""
+    had = [part[protocol] for part in results if protocol in part]
+    skipped = [section["skipped"] for section in had if "skipped" in section]
+    return skipped[0] if skipped else "the model has no such feature" if had else "not evaluated"
 
 
 def section_name(section: Section) -> str:

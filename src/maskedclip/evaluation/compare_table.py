@@ -15,6 +15,8 @@ LONGEST_TABLE = 40
 # Columns that a terminal shows only where it is wide enough.
 _WIDE = ("AUPRC", "balanced accuracy")
 _WIDE_ENOUGH = 118
+# Of the text of a column and its interval, four fit the width of a page; closed by a brace behind the notes.
+_FITTING = r"{\small\setlength{\tabcolsep}{4pt}"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -91,6 +93,7 @@ def _latex_table(sheet: Sheet) -> str:
     if sheet.rows > LONGEST_TABLE:
         return "\n".join(
             [
+                _FITTING,
                 f"\\begin{{longtable}}{{{shape}}}",
                 f"{caption} \\\\",
                 r"\toprule",
@@ -104,7 +107,7 @@ def _latex_table(sheet: Sheet) -> str:
                 *body,
                 r"\bottomrule",
                 r"\end{longtable}",
-                f"{{{notes}\\par}}",
+                f"{notes}\\par}}",
             ]
         )
     return "\n".join(
@@ -112,6 +115,7 @@ def _latex_table(sheet: Sheet) -> str:
             r"\begin{table}",
             r"\centering",
             caption,
+            _FITTING,
             f"\\begin{{tabular}}{{{shape}}}",
             r"\toprule",
             columns,
@@ -119,7 +123,7 @@ def _latex_table(sheet: Sheet) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
-            notes,
+            f"{notes}\\par}}",
             r"\end{table}",
         ]
     )
