@@ -63,7 +63,7 @@ def test_estimate_with_seeds__covers_the_truth(methods: int, seeds: int, between
 
 
 def test_estimate_with_seeds__two_trainings_of_two_methods_are_few() -> None:
-    """The worst case, which docs/compare.md names: four trainings, and nothing but the seeds differs."""
+    """The worst case: four trainings, and next to nothing but the seeds differs."""
     covered, patients_alone = _coverage(2, 2, 0.6, 0.2)
     assert 0.87 <= covered <= 0.96
     assert patients_alone < 0.5

@@ -62,7 +62,7 @@ def forest_plot(comparison: Comparison, blocks: Sequence[Block], *, title: str =
         size = (7.6 * len(columns), _LINE * lines + (1.15 if title else 0.95))
         drawn = Figure(figsize=size)
         # Without the space the figures beside a column touch the names of the next.
-        drawn.set_layout_engine("constrained", wspace=0.04)
+        drawn.set_layout_engine("constrained", w_pad=0.12)
         panels = drawn.subplots(1, 2 * len(columns), squeeze=False)[0]
         for place, column in enumerate(columns):
             _draw(comparison, column, panels[2 * place], panels[2 * place + 1], lines)

@@ -87,7 +87,7 @@ def _latex_table(sheet: Sheet) -> str:
     body = []
     for place, (heading, rows) in enumerate(sheet.sections):
         body += [r"\addlinespace"] if place else []
-        body.append(f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{latex_escape(heading)}}}}} \\\\")
+        body.append(f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{latex_escape(heading)}}}}} \\\\*")  # no page ends here
         body += [_latex_row([f"\\quad {latex_escape(name)}", *map(_latex_cell, cells)]) for name, cells in rows]
     notes = "\\par\\smallskip\\footnotesize\\raggedright " + " ".join(latex_escape(note) for note in sheet.notes)
     if sheet.rows > LONGEST_TABLE:
