@@ -141,5 +141,5 @@ def test_open_model__without_the_package(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(importlib, "import_module", missing)
     (tmp_path / CONFIG).write_text("{}")
-    with pytest.raises(UserError, match="pip install open_clip_torch"):
+    with pytest.raises(UserError, match=r"maskedclip\[open_clip\]"):
         open_model(str(tmp_path))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe, load_recipe
-from maskedclip.training import pretrain as loop
+from maskedclip.training import trainer as loop
 from maskedclip.training.checkpoint import list_checkpoints
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
@@ -42,14 +42,14 @@ class _Killed(BaseException):
 
 def _killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Die inside step `step`, as after a power cut: nothing of the run's own clean-up is relied upon."""
-    original = loop._Trainer._step
+    original = loop.Trainer._step
 
-    def fatal(self: loop._Trainer, at: int, *rest: Any) -> Any:
+    def fatal(self: loop.Trainer, at: int, *rest: Any) -> Any:
         if at == step:
             raise _Killed
         return original(self, at, *rest)
 
-    monkeypatch.setattr(loop._Trainer, "_step", fatal)
+    monkeypatch.setattr(loop.Trainer, "_step", fatal)
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +167,14 @@ def test_pretrain__skips_counts_captures_and_replays_bad_steps(
 ) -> None:  # P1
     from maskedclip.training.replay import replay
 
-    original = loop._Trainer._step
+    original = loop.Trainer._step
 
-    def poisoned(self: loop._Trainer, step: int, host: loop.HostBatch, *rest: Any) -> Any:
+    def poisoned(self: loop.Trainer, step: int, host: loop.HostBatch, *rest: Any) -> Any:
         healthy = torch.tensor(self.recipe.data.mean)
         self.objective.mean.copy_(healthy if step != 2 else torch.full((3,), float("nan")))
         return original(self, step, host, *rest)
 
-    monkeypatch.setattr(loop._Trainer, "_step", poisoned)
+    monkeypatch.setattr(loop.Trainer, "_step", poisoned)
     pretrain(_recipe(), folder, tmp_path / "run")
     assert "step 2 skipped: not finite" in capsys.readouterr().err
     assert RunDirectory(tmp_path / "run").read_metrics()[-1]["bad_steps"] == 1
@@ -184,11 +184,11 @@ def test_pretrain__skips_counts_captures_and_replays_bad_steps(
     figures = replay(capture)  # without the poison the same step is healthy
     assert all(torch.isfinite(torch.tensor(value)) for value in figures.values())
 
-    def doomed(self: loop._Trainer, *given: Any) -> Any:
+    def doomed(self: loop.Trainer, *given: Any) -> Any:
         self.objective.mean.fill_(float("nan"))
         return original(self, *given)
 
-    monkeypatch.setattr(loop._Trainer, "_step", doomed)
+    monkeypatch.setattr(loop.Trainer, "_step", doomed)
     with pytest.raises(UserError, match="3 steps were not finite"):
         pretrain(_recipe("--training.max_bad_steps", "2"), folder, tmp_path / "doomed")
 

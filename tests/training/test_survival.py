@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from maskedclip.deployment.model import load
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe, load_recipe
-from maskedclip.training import pretrain as loop
+from maskedclip.training import trainer as loop
 from maskedclip.training.checkpoint import Progress, list_checkpoints, read_checkpoint, read_newest, save_checkpoint
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
@@ -106,12 +106,12 @@ def test_early_stopping__keeps_the_best_and_resumes(
     figures = [0.5, 0.6, 0.7, 0.65, 0.7, 0.69, 0.9]  # the first is of step 0; 0.7 at step 2 is never beaten
     seen: list[float] = []
 
-    def measured(self: loop._Trainer, step: int) -> None:
+    def measured(self: loop.Trainer, step: int) -> None:
         seen.append(figures[step])
         if step:
             self._count_best(step, "probe_auroc", {"probe_auroc": figures[step]})
 
-    monkeypatch.setattr(loop._Trainer, "_validate", measured)
+    monkeypatch.setattr(loop.Trainer, "_validate", measured)
     options = ["--training.validate_every", "1", "--training.checkpoint_every", "1"]
     options += ["--training.best_metric", "probe_auroc", "--training.patience", "3"]
     done = pretrain(_recipe(*options), folder, tmp_path / "run")

@@ -52,7 +52,7 @@ def open_model(
         stored_size: side of the store's pictures, pixels.
         crop: how the store's pictures were prepared, for photographs that come from elsewhere.
 
-    Returns: a `Model`, whose `module.encoder` can be fine-tuned and probed densely, without texts unless it is a run's;
+    Returns: a `Model`, whose `module.encoder` can be fine-tuned, without texts unless it is a run's;
         or an `OpenClipModel`.
 
     Raises:

@@ -158,7 +158,7 @@ def _package(folder: Path) -> Any:
         return importlib.import_module("open_clip")
     except ImportError:
         raise UserError(
-            f"{folder}: an open_clip folder is read by the package open_clip_torch; pip install open_clip_torch"
+            f"{folder}: an open_clip folder is read by the package open_clip_torch; pip install 'maskedclip[open_clip]'"
         ) from None
 
 

@@ -151,7 +151,7 @@ def prediction_tables(case: Case, answered: Answered) -> list[pa.Table]:
             {None: answer.scores} if task.kind == "binary" else dict(zip(task.classes, answer.scores.T, strict=True))
         )
         for place, (value, scores) in enumerate(columns.items()):
-            if not np.isnan(scores).any():
+            if not np.isnan(scores[task.known]).any():
                 truth = task.truth[task.known] == (1 if value is None else place)
                 own = {
                     "class": [None if value is None else str(value)] * len(rows),

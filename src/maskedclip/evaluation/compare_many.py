@@ -158,4 +158,6 @@ def _add_recall(
             own = np.array([rank[query] for query in first.ids])
             for k in RECALL_AT:
                 recall = weights @ (own <= k).astype(np.float64) / total
-                found[place]["retrieval", direction, f"recall_at_{k}"] = Distribution.from_rows(recall, len(own))
+                found[place]["retrieval", direction, f"recall_at_{k}"] = Distribution.from_rows(
+                    recall, len(own), bounds=SHARE
+                )

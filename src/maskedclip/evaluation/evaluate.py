@@ -6,6 +6,7 @@ encoder and a test's stand-in are evaluated by the same lines.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from maskedclip.evaluation.case import (
     prediction_tables,
 )
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
-from maskedclip.evaluation.sections import LEARNING, SECTIONS, retrieval_section, scored
+from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, retrieval_section, scored
 from maskedclip.evaluation.statistics import cluster_codes, cluster_weights
-from maskedclip.evaluation.subgroups import subgroup_scores
+from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
 from maskedclip.evaluation.tasks import Task, read_tasks
 
-__all__ = ["FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
+__all__ = ["DEFAULT", "FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
 
 FROZEN = ("linear", "knn", "fewshot", "label_efficiency", "zero_shot", "retrieval")
 TRAINED = ("finetune", "lora")
@@ -78,7 +79,8 @@ def evaluate(
     """
     _check_request(store, out, protocols, replicates)
     check_patients(store)
-    columns = _columns(store, subgroups)
+    test = np.flatnonzero(store.splits == "test")
+    columns = subgroup_columns(store.table, subgroups, test) if subgroups else {}  # type: ignore[union-attr]
     tasks, refused = read_tasks(store.labels)
     _check_prompts(prompts, tasks)
     rows = _rows(store, tasks, protocols)
@@ -178,11 +180,9 @@ def _finite(features: Mapping[str, NDArray], rows: int) -> Mapping[str, NDArray]
 def _fine_tuned(case: Case, protocol: str, settings: FineTuneSettings | None) -> tuple[dict, list[Answered]]:
     """The section of "finetune" or "lora": the encoder's copies, trained for the labels."""
     if not case.tasks:
-        return {"skipped": "; ".join(case.refused.values()) or "the store has no label.* column"}, []
+        return {"skipped": no_labels(case)}, []
     if not hasattr(case.model, "module") or not hasattr(case.store, "image"):
         return {"skipped": "this model cannot be fine-tuned; give a run, timm:NAME or a .safetensors file"}, []
-    from dataclasses import replace
-
     from maskedclip.evaluation.finetune import fine_tune
 
     model: Any = case.model
@@ -193,20 +193,9 @@ def _fine_tuned(case: Case, protocol: str, settings: FineTuneSettings | None) ->
     return section, [Answered(protocol=protocol, feature="encoder", answers=done.answers)]
 
 
-def _columns(store: AnyStore, names: Sequence[str]) -> dict[str, list]:
-    """Values of the test rows in columns of the store's table."""
-    table = getattr(store, "table", None)
-    known = [] if table is None else [name for name in table.column_names if name not in ("id", "text")]
-    for name in names:
-        if name not in known:
-            raise UserError(f"subgroups: {name!r} is no column of the store; it has {', '.join(known) or 'none'}")
-    test = np.flatnonzero(store.splits == "test")
-    return {} if table is None else {name: table.column(name).take(pa.array(test)).to_pylist() for name in names}
-
-
 def _subgroups(case: Case, columns: Mapping[str, list], answered: Sequence[Answered]) -> dict:
     patients = case.patients[case.test]
-    wanted = {("linear", "encoder"), ("zero_shot", "projected"), ("finetune", "encoder")}
+    wanted = {(protocol, "encoder") for protocol in ("linear", *TRAINED)} | {("zero_shot", "projected")}
     return {
         part.protocol: subgroup_scores(columns, case.test_tasks, part.answers, case.weights, patients)
         for part in answered

@@ -13,7 +13,6 @@ PROTOCOLS = {
     "retrieval": "Retrieval",
     "finetune": "Fine-tuning",
     "lora": "LoRA fine-tuning",
-    "dense": "Dense probe",
 }
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 _FEATURES = {"encoder": "f (encoder)", "bridge": "g(f) (bridge)", "projected": "text prompts"}

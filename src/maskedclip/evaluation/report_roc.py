@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskedclip.evaluation import metrics
+from maskedclip.evaluation.intervals import SHARE
 from maskedclip.evaluation.report_figures import roc_chart
 from maskedclip.evaluation.report_html import LeftOut, escape, figure, grid, numbers, paragraph, picture
 from maskedclip.evaluation.report_names import label_name
 from maskedclip.evaluation.report_subject import Evaluation, Subject
-from maskedclip.evaluation.statistics import Distribution, cluster_weights, with_point
+from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
 
 _CURVES = (
     ("linear", "encoder", "probe on f"),
@@ -102,4 +103,6 @@ def _class_auroc(main: Evaluation, part: _Scored) -> dict:
     about = main.about
     replicates, seed = int(about.get("replicates", 1000)), int(about.get("seed", 0))
     weights = with_point(cluster_weights(part.patients, replicates=replicates, seed=seed))
-    return Distribution.from_rows(metrics.auroc(part.truth, part.score, weights), len(part.truth)).estimate().to_json()
+    support = min(class_supports(part.truth.astype(np.int64), 2, weights))
+    values = metrics.auroc(part.truth, part.score, weights)
+    return Distribution.from_rows(values, len(part.truth), bounds=SHARE, support=support).estimate().to_json()

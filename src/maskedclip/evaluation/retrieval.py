@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
+from maskedclip.evaluation.intervals import SHARE
 from maskedclip.evaluation.statistics import Distribution, cluster_weights, weighted_median, with_point
 
 RECALL_AT = (1, 5, 10)
@@ -88,7 +89,7 @@ def _figures(ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int
     figures = {}
     for k in RECALL_AT:
         recall = rows @ (ranks <= k).astype(np.float64) / rows.sum(axis=1)
-        estimate = Distribution.from_rows(recall, len(ranks)).estimate()
+        estimate = Distribution.from_rows(recall, len(ranks), bounds=SHARE).estimate()
         figures[f"recall_at_{k}"] = estimate.to_json() | {"chance": chance_recall(correct, candidates, k)}
     median = Distribution.from_rows(weighted_median(ranks, rows), len(ranks)).estimate()
     chance = chance_median_rank(correct, candidates)

@@ -5,7 +5,8 @@ from typing import Any
 
 from maskedclip.evaluation.compare import MACRO, compare_results
 
-_NAMES = {"linear": "linear probe", "knn": "k-NN"}
+_NAMES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning", "lora": "LoRA fine-tuning"}
+_CURVES = {"fewshot": "{} of each class", "label_efficiency": "{:.0%} of the training patients"}
 
 
 def summary_lines(results: dict[str, Any]) -> list[str]:
@@ -21,6 +22,15 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
         for feature in ("encoder", "bridge"):
             if feature in section:
                 lines.append(f"{name}, {feature}: macro AUROC {interval(section[feature]['macro']['auroc'])}")
+    for protocol, place in _CURVES.items():
+        section = results.get(protocol)
+        if section is not None and "skipped" in section:
+            lines.append(f"{protocol.replace('_', ' ')}: left out, {section['skipped']}")
+        elif section is not None:
+            for feature, points in section.items():
+                for x, part in points.items():
+                    where = place.format(float(x) if protocol == "label_efficiency" else x)
+                    lines.append(f"linear probe, {feature}, {where}: macro AUROC {interval(part['macro']['auroc'])}")
     section = results.get("zero_shot")
     if section is not None:
         text = (

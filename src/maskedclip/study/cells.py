@@ -10,7 +10,6 @@ from typing import Any
 
 from maskedclip.data.store import open_store
 from maskedclip.deployment.model import load
-from maskedclip.errors import UserError
 from maskedclip.evaluation.development import DevelopmentStore
 from maskedclip.evaluation.evaluate import evaluate
 from maskedclip.evaluation.feature_cache import CachedFeatures
@@ -101,15 +100,3 @@ def _training(run: Path) -> dict[str, Any]:
             elif VALIDATION in line:
                 curve.append({"seconds": seconds, "step": line["step"], VALIDATION: line[VALIDATION]})
     return {"seconds": seconds, "images_per_second": images / seconds if seconds else None, "validation": curve}
-
-
-def check_finished(out: Path, cells: list[Cell]) -> list[tuple[Cell, dict[str, Any]]]:
-    """The finished cells with their results, in order.
-
-    Raises:
-        UserError: none is finished.
-    """
-    found = [(cell, result) for cell in cells if (result := read_result(out, cell)) is not None]
-    if not found:
-        raise UserError(f"{out}: no cell is finished yet; run the study first")
-    return found

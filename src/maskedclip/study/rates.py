@@ -57,25 +57,24 @@ def _seconds(study: Study, method: str, size: str) -> float:
     """Median seconds of a step, its first steps left out."""
     fraction = max(entry[2] for entry in study.combinations if entry[:2] == (method, size))
     recipe = study.recipe(method, size, fraction, 0, STEPS)
-    stages = 1 if recipe.training.first_stage is None else 2
+    two_stages, share = recipe.training.first_stage is not None, recipe.training.first_stage_share
     recipe = recipe.replace(
         training={
-            "steps": STEPS * stages,
+            "steps": STEPS * (1 + two_stages),
+            "first_stage_share": 0.5,
             "log_every": 1,
             "validate_every": 0,
             "checkpoint_every": 10 * STEPS,
             "tensorboard": False,
             "best_metric": None,
             "patience": 0,
-            "first_stage_share": recipe.training.first_stage_share if stages == 1 else 0.5,
         }
     )
-    share = study.recipe(method, size, fraction, 0, STEPS).training.first_stage_share
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         pretrain(recipe, study.data, run, command=["maskedclip", "study"])
         last = _median(run)
-        return last if stages == 1 else share * _median(run / "first_stage") + (1 - share) * last
+        return share * _median(run / "first_stage") + (1 - share) * last if two_stages else last
 
 
 def _median(run: Path) -> float:

@@ -26,6 +26,10 @@ class Window:
         """Since the window began."""
         return time.monotonic() - self.began
 
+    def pause(self, seconds: float) -> None:
+        """Take off time in which there were no steps: validation, checkpoints."""
+        self.began += seconds
+
     def add(self, values: dict[str, Tensor], images: int, good: Tensor) -> None:
         """Count a step.
 

@@ -1,0 +1,109 @@
+"""The verb `evaluate` where it does more than score a run on its store."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from maskedclip.cli import run
+from maskedclip.cli_evaluate import fine_tune_settings
+from maskedclip.errors import UserError
+from maskedclip.evaluation.finetune_settings import FineTuneSettings
+from tests.evaluation.task_folders import class_folders
+from tests.stores import TINY, make_store
+
+TASK = """
+name: own
+about: squares of one colour
+labels:
+  colour: {kind: nominal, classes: [red, green]}
+data:
+  - {layout: folders, label: colour}
+protocols: [linear, fewshot]
+crop: none
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_store(folder / "store", rows=96)
+    for shard in sorted((folder / "store").glob("shard-*.parquet")):
+        table = pq.read_table(shard)
+        ages = [30 + 7 * (int(name[1:]) % 9) for name in table.column("patient").to_pylist()]
+        pq.write_table(table.append_column("age", pa.array(ages)), shard)
+    command = ["pretrain", "--config", "maskedclip", "--config", "tiny", "--data", str(folder / "store")]
+    run([*command, "--out", str(folder / "run"), *TINY])
+    return folder
+
+
+def command(place: Path, out: Path, *more: str) -> list[str]:
+    return ["evaluate", str(place / "run"), "--out", str(out), "--replicates", "50", *more]
+
+
+def test_evaluate__subgroups_fine_tuning_and_leakage(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    store = str(place / "store")
+    settings = ["--finetune", "epochs=1", "batch=8", "head_start=probe"]
+    run(command(place, out, "--data", store, "--protocols", "linear,finetune", "--subgroups", "age", *settings))
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["subgroups"]) == {"linear", "finetune"}
+    assert "40-49" in results["subgroups"]["linear"]["age"]
+    assert results["finetune"]["encoder"]["training"][0]["epochs"] == 1
+    assert results["about"]["seen_in_pretraining"]["images"]["n"] == 0
+    told = capsys.readouterr()
+    assert "fine-tuning, encoder: macro AUROC" in told.out
+    assert "None of the" in told.err
+    assert "None of the" in (out / "report.html").read_text()
+
+
+def test_evaluate__a_task_on_its_folders(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class_folders(tmp_path / "set", ["red", "green"], each=8)
+    (tmp_path / "own.yaml").write_text(TASK)
+    given = ["--task", str(tmp_path / "own.yaml"), "--root", str(tmp_path / "set")]
+    run(command(place, tmp_path / "out", *given))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["about"]["protocols"] == ["linear", "fewshot"]
+    assert results["about"]["rows"] == {"train": 16, "val": 16, "test": 16}
+    assert "5 of each class: macro AUROC" in capsys.readouterr().out
+
+
+def test_evaluate__a_missing_argument_of_a_task_is_named(place: Path, tmp_path: Path) -> None:
+    for more, said in (
+        (["--task", "aptos2019"], "--root: give the folder"),
+        (["--task", "phantom"], "--data: the task phantom is about a store"),
+        (["--root", "x"], "--root: belongs to --task"),
+        ([], "--data: give a store"),
+        (["--data", str(place / "store"), "--subgroups", "device"], "no column 'device'"),
+    ):
+        with pytest.raises(UserError) as caught:
+            run(command(place, tmp_path / "out", *more))
+        assert said in str(caught.value)
+
+
+def test_evaluate__a_patient_in_two_splits_is_refused(place: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "store", rows=48)
+    shard = sorted((tmp_path / "store").glob("shard-*.parquet"))[0]
+    table = pq.read_table(shard)
+    splits = table.column("split").to_pylist()
+    splits[0] = "test"  # the other eye stays in train
+    pq.write_table(table.set_column(table.column_names.index("split"), "split", pa.array(splits)), shard)
+    with pytest.raises(UserError, match=r"1 patients are in the test split and in another one \(p0\)"):
+        run(command(place, tmp_path / "out", "--data", str(tmp_path / "store")))
+
+
+def test_fine_tune_settings__types_follow_the_fields() -> None:
+    given = ["epochs=3", "lr=1e-3", "crop_scale=[0.5, 1.0]", "lora_mlp=true", "layer_decay=0.9", "size=64"]
+    assert fine_tune_settings(given) == FineTuneSettings(
+        epochs=3, lr=1e-3, crop_scale=(0.5, 1.0), lora_mlp=True, layer_decay=0.9, size=64
+    )
+    assert fine_tune_settings([]) is None
+    for pair, said in (("epoch=3", "did you mean epochs"), ("epochs", "NAME=VALUE"), ("epochs=few", "like 50")):
+        with pytest.raises(UserError, match=said):
+            fine_tune_settings([pair])
+    with pytest.raises(UserError, match="give a number"):
+        fine_tune_settings(["lr=fast"])
