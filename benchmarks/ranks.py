@@ -44,11 +44,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of the times; 0 compares losses only")
+    parser.add_argument("--lr", default="5.3e-3", help="rounding grows with it")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place, steps = Path(folder), ["--training.steps", str(args.steps)]
-        exact = [*steps, "--training.precision", "32-true"]
+        exact = [*steps, "--training.precision", "32-true", "--training.lr", args.lr]
         one = train(args.data, place / "one", ranks=1, options=exact)
         for strategy in ("ddp", "fsdp"):
             two = train(args.data, place / strategy, ranks=2, options=[*exact, "--training.strategy", strategy])
@@ -62,7 +63,7 @@ def main() -> None:
             print(
                 f"{strategy}: {len(one)} steps, {', '.join(names)}: largest relative difference {worst:.1e}", flush=True
             )
-        for strategy in ("ddp", "fsdp"):
+        for strategy in ("ddp", "fsdp") if args.rounds else ():
             ratios = []
             for k in range(args.rounds):
                 alone = rate(train(args.data, place / f"{strategy}-1-{k}", ranks=1, options=steps))

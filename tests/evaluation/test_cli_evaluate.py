@@ -69,7 +69,7 @@ def test_evaluate__a_task_on_its_folders(place: Path, tmp_path: Path, capsys: py
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["about"]["protocols"] == ["linear", "fewshot"]
     assert results["about"]["rows"] == {"train": 16, "val": 16, "test": 16}
-    assert "5 of each class: macro AUROC" in capsys.readouterr().out
+    assert "with 1 of each class" in capsys.readouterr().out
 
 
 def test_evaluate__a_missing_argument_of_a_task_is_named(place: Path, tmp_path: Path) -> None:

@@ -102,7 +102,11 @@ def roc_chart(scored: Mapping[str, tuple[NDArray, NDArray]], legend: Mapping[str
 
 
 def interval_chart(
-    rows: Sequence[str], estimates: Mapping[str, Sequence[Mapping | None]], *, chance: float = 0.5
+    rows: Sequence[str],
+    estimates: Mapping[str, Sequence[Mapping | None]],
+    *,
+    chance: float = 0.5,
+    what: str = "macro AUROC",
 ) -> bytes:
     """Values with 95 % intervals, one row a measurement, one colour a model, as SVG.
 
@@ -110,6 +114,7 @@ def interval_chart(
         rows: names of the measurements, from the top.
         estimates: by model, for each row an estimate of results.json, or None where it has none.
         chance: where the line of chance stands.
+        what: the axis shows.
     """
     models = list(estimates)
     with chart(4.3, 0.75 + (0.26 + 0.16 * len(models)) * len(rows)) as (axes, buffer):
@@ -131,7 +136,7 @@ def interval_chart(
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        axes.set_xlabel("macro AUROC, 95 % interval")
+        axes.set_xlabel(f"{what}, 95 % interval")
         if len(models) > 1:
             axes.figure.legend(loc="outside upper left", ncols=len(models))
     return buffer.getvalue()

@@ -26,7 +26,7 @@ from maskedclip.evaluation.statistics import cluster_weights
 from maskedclip.evaluation.tasks import Prediction, Task
 
 # Bands of the AUROC in words, [ours]; the lower end of the interval decides.
-_BANDS = ((0.9, "very good"), (0.8, "good"), (0.7, "moderate"), (0.6, "weak"))
+_BANDS = ((0.9, "very good"), (0.8, "good"), (0.7, "moderate"), (0.6, "weak"), (0.5, "poor"))
 _NAMES = {"encoder": "f (encoder)", "bridge": "g(f) (bridge)"}
 _MAIN = (("finetune", "encoder"), ("linear", "encoder"), ("zero_shot", "projected"))
 
@@ -60,7 +60,8 @@ def strengths(subject: Subject) -> str:
                 escape(f"{entry['auroc']['n']:,}"),
             ]
         )
-    chart = interval_chart([label_name(label) for label in ranked], {"": [entries[label]["auroc"] for label in ranked]})
+    areas = [entries[label]["auroc"] for label in ranked]
+    chart = interval_chart([label_name(label) for label in ranked], {"": areas}, what="AUROC")
     said = "; ".join(f"{label_name(label)} {numbers(entries[label]['auroc'])}" for label in ranked)
     table = Table(
         caption=f"{PROTOCOLS.get(protocol, protocol)}, from the best label to the worst",
@@ -70,8 +71,8 @@ def strengths(subject: Subject) -> str:
     note = paragraph(f"Undefined: {', '.join(map(label_name, undefined))}.", "note") if undefined else ""
     return (
         paragraph(
-            "The words follow the lower end of the interval: 0.9 very good, 0.8 good, 0.7 moderate, 0.6 weak, below "
-            "that not shown to be of use. They are this project's, not a clinical standard."
+            "The words follow the lower end of the interval: 0.9 very good, 0.8 good, 0.7 moderate, 0.6 weak, "
+            "0.5 poor. They are this project's, not a clinical standard."
         )
         + figure(
             picture(chart, "svg+xml", f"AUROC by label. {said}"), "AUROC by label, 95 % intervals; dotted: chance."
@@ -186,7 +187,7 @@ def _probability_part(subject: Subject) -> tuple[str, str]:
 
 def _band(auroc: Mapping[str, Any]) -> str:
     low = auroc["low"] if auroc.get("low") is not None else auroc["value"]
-    return next((word for edge, word in _BANDS if low >= edge), "not shown to be of use")
+    return next((word for edge, word in _BANDS if low >= edge), "not shown to be above chance")
 
 
 def _reliability(scores: LabelScores) -> str | None:

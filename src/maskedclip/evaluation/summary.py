@@ -6,7 +6,7 @@ from typing import Any
 from maskedclip.evaluation.compare import MACRO, compare_results
 
 _NAMES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning", "lora": "LoRA fine-tuning"}
-_CURVES = {"fewshot": "{} of each class", "label_efficiency": "{:.0%} of the training patients"}
+_CURVES = {"fewshot": "{:.0f} of each class", "label_efficiency": "{:.0%} of the training patients"}
 
 
 def summary_lines(results: dict[str, Any]) -> list[str]:
@@ -28,9 +28,9 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
             lines.append(f"{protocol.replace('_', ' ')}: left out, {section['skipped']}")
         elif section is not None:
             for feature, points in section.items():
-                for x, part in points.items():
-                    where = place.format(float(x) if protocol == "label_efficiency" else x)
-                    lines.append(f"linear probe, {feature}, {where}: macro AUROC {interval(part['macro']['auroc'])}")
+                ends = dict.fromkeys((next(iter(points)), next(reversed(points))))
+                told = [f"{interval(points[x]['macro']['auroc'])} with {place.format(float(x))}" for x in ends]
+                lines.append(f"linear probe, {feature}: macro AUROC {', '.join(told)}")
     section = results.get("zero_shot")
     if section is not None:
         text = (
