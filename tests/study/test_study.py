@@ -74,7 +74,7 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
     assert "maskedclip minus clip" in html
     assert html.count("<img") >= 2
     assert (done / "study.tex").read_text().count(r"\begin{table}") == 2
-    assert any("0.5 of the texts" in line and "seeds" in line for line in results["verdicts"])
+    assert any("50 % of the texts" in line and "seeds" in line for line in results["verdicts"])
 
 
 def test_study__finished_cells_are_kept_and_a_lost_one_is_made_again_bitwise(done: Path, place: Path) -> None:

@@ -18,7 +18,7 @@ from maskedclip.recipe import Recipe, load_recipe
 SHIPPED = Path(__file__).parent / "studies"
 # Fields of a recipe that may name a file or folder, which a study file names relative to itself.
 _PATHS = ("model.image_weights", "model.text_encoder")
-_DEFAULT_SIZE = "default"
+DEFAULT_SIZE = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ class _Reader:
         methods = self._choices("methods")
         sizes = self._choices("sizes") if "sizes" in self.given else {}
         config = self._names("config", self.given.get("config", [] if sizes else ["vitb16"]))
-        sizes = sizes or {_DEFAULT_SIZE: Choice(config=tuple(config))}
+        sizes = sizes or {DEFAULT_SIZE: Choice(config=tuple(config))}
         study = Study(
             name=self.path.stem,
             about=" ".join(str(self.given.get("about", "")).split()),

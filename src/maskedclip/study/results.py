@@ -13,7 +13,7 @@ from maskedclip.evaluation.compare_sheets import Sheet
 from maskedclip.evaluation.report_names import row_name
 from maskedclip.evaluation.statistics import Estimate
 from maskedclip.study.cells import VALIDATION, cell_folder, read_result
-from maskedclip.study.definition import Cell, Study
+from maskedclip.study.definition import DEFAULT_SIZE, Cell, Study
 
 SECTIONS = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
 
@@ -29,7 +29,13 @@ class Group:
     @property
     def name(self) -> str:
         """For a reader."""
-        return f"{self.method}, {self.text_fraction:.3g} of the texts, {self.size}"
+        return f"{self.method}, {self.texts}"
+
+    @property
+    def texts(self) -> str:
+        """The share of the texts, and the size where a study has several."""
+        size = "" if self.size == DEFAULT_SIZE else f", {self.size}"
+        return f"{100 * self.text_fraction:.3g} % of the texts{size}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +106,7 @@ def means_sheet(study: Study, budget: Budget) -> Sheet:
             own = TableCell(estimate=budget.difference(group, reference, ("linear", "encoder", MACRO)), signed=True)
         cells = [TableCell(estimate=budget.value(group, (*part, MACRO))) for part in SECTIONS]
         cells += [own, *(TableCell(text=text) for text in _costs(found))]
-        sections.setdefault(f"{group.size}, {group.text_fraction:.3g} of the patients keep their texts", []).append(
+        sections.setdefault(group.texts, []).append(
             (f"{group.method} ({len(found)} seed{'s' * (len(found) > 1)})", cells)
         )
     return Sheet(
@@ -124,7 +130,7 @@ def chain_sheet(study: Study, budget: Budget) -> Sheet | None:
                 found = [budget.difference(first, second, (*part, MACRO)) for part in SECTIONS]
                 rows.append((f"{after} minus {before}", [TableCell(estimate=entry, signed=True) for entry in found]))
         if rows:
-            sections.append((f"{size}, {fraction:.3g} of the texts", rows))
+            sections.append((Group(size=size, text_fraction=fraction, method="").texts, rows))
     if not sections:
         return None
     caption = f"What each part adds ({budget.title.split(':')[0].lower()}): paired differences in macro AUROC"
@@ -148,8 +154,8 @@ def verdicts(study: Study, budget: Budget) -> list[str]:
             if found is not None:
                 words = "above" if found.low > 0 else "below" if found.high < 0 else "not shown to differ from"
                 said.append(
-                    f"{budget.title.split(':')[0]}: {group.name} is {words} {other.method} with "
-                    f"{other.text_fraction:.3g} of the texts, linear probe on f: {found.value:+.3f} "
+                    f"{budget.title.split(':')[0]}: {group.name} is {words} {other.name}, linear "
+                    f"probe on f: {found.value:+.3f} "
                     f"({found.low:+.3f} to {found.high:+.3f}, n {found.n:,}, {len(budget.groups[group])} and "
                     f"{len(budget.groups[other])} seeds)"
                 )
