@@ -80,7 +80,7 @@ def open_clip(_: str) -> Callable[[], None]:
 
     import torch
     from open_clip.loss import ClipLoss  # type: ignore[import-not-found]
-    from open_clip.model import CustomTextCLIP  # type: ignore[import-not-found]
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
     from open_clip_train.train import train_one_epoch  # type: ignore[import-not-found]
     from transformers import BertConfig
 
@@ -97,21 +97,21 @@ def open_clip(_: str) -> Callable[[], None]:
     ).save_pretrained(folder)
     model = CustomTextCLIP(
         EMBED,
-        vision_cfg={
-            "timm_model_name": "vit_small_patch16_224",
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-            "image_size": SIZE,
-        },
-        text_cfg={
-            "hf_model_name": folder,
-            "hf_tokenizer_name": folder,
-            "hf_model_pretrained": False,
-            "hf_pooler_type": "mean_pooler",
-            "hf_proj_type": "linear",
-            "context_length": TEXT["tokens"],
-        },
+        vision_cfg=CLIPVisionCfg(
+            timm_model_name="vit_small_patch16_224",
+            timm_model_pretrained=False,
+            timm_pool="avg",
+            timm_proj="linear",
+            image_size=SIZE,
+        ),
+        text_cfg=CLIPTextCfg(
+            hf_model_name=folder,
+            hf_tokenizer_name=folder,
+            hf_model_pretrained=False,
+            hf_pooler_type="mean_pooler",
+            hf_proj_type="linear",
+            context_length=TEXT["tokens"],
+        ),
         output_dict=True,
     )
     bare = [p for name, p in model.named_parameters() if p.ndim < 2 or "bn" in name or "ln" in name or "bias" in name]

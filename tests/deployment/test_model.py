@@ -18,7 +18,7 @@ from maskedclip.deployment.model import Model, load
 from maskedclip.errors import UserError
 from maskedclip.models.features import BATCH, stack_features
 from maskedclip.recipe import load_recipe
-from maskedclip.training import pretrain as loop
+from maskedclip.training import trainer as loop
 from maskedclip.training.pretrain import pretrain
 from tests.stores import TINY, draw, make_store
 
@@ -29,16 +29,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     base = tmp_path_factory.mktemp("deployment")
     store = make_store(base / "store")
     seen: dict[str, np.ndarray] = {}
-    original = loop._Trainer._write_model
+    original = loop.Trainer._write_model
 
-    def watched(self: loop._Trainer) -> None:
+    def watched(self: loop.Trainer) -> None:
         original(self)
         self.objective.eval()
         batches = image_batches(self.store, np.arange(48), size=32, batch=BATCH)
         seen.update(stack_features(self.model, batches, self.preprocessing))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Trainer, "_write_model", watched)
+        patch.setattr(loop.Trainer, "_write_model", watched)
         pretrain(load_recipe(["maskedclip", "tiny"], TINY), store, base / "run")
     shutil.move(base / "run" / "model", base / "elsewhere" / "model")
     return store, base / "elsewhere", seen
