@@ -36,7 +36,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--protocols",
         default=None,
         metavar="P,P",
-        help="some of linear,knn,fewshot,label_efficiency,zero_shot,retrieval,finetune,lora; "
+        help="some of linear,knn,fewshot,label_efficiency,zero_shot,retrieval,dense,finetune,lora; "
         "default: linear,knn,zero_shot,retrieval, or the task's",
     )
     parser.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap replicates of an interval")
@@ -45,6 +45,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subgroups", default="", metavar="C,C", help="columns of the store, e.g. age,sex,device")
     parser.add_argument(
         "--finetune", nargs="+", default=[], metavar="NAME=VALUE", help="settings, e.g. epochs=20 lr=1e-3 batch=32"
+    )
+    parser.add_argument(
+        "--dense-size", type=int, default=None, metavar="PX", help="input of the dense probe; default: the stored size"
     )
     parser.add_argument(
         "--against", type=path, metavar="DIR", help="another evaluation of the same store, compared in pairs"
@@ -76,6 +79,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         prompts=load_prompts(args.prompts) if args.prompts else None,
         subgroups=tuple(name.strip() for name in args.subgroups.split(",") if name.strip()),
         finetune=fine_tune_settings(args.finetune),
+        dense_size=args.dense_size,
         extra={} if leakage is None else {"seen_in_pretraining": leakage},
     )
     lines = summary_lines(results)
@@ -151,7 +155,7 @@ def fine_tune_settings(given: list[str]) -> "FineTuneSettings | None":
 
 EVALUATE_VERBS: dict[str, Verb] = {
     "evaluate": Verb(
-        "probes, k-shot, zero-shot, retrieval and fine-tuning, with intervals",
+        "probes, k-shot, zero-shot, retrieval, dense probe and fine-tuning, with intervals",
         "maskedclip evaluate runs/first --data stores/fundus --out runs/first/evaluation",
         _arguments,
         _evaluate,

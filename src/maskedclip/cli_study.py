@@ -49,6 +49,7 @@ def _study(args: argparse.Namespace) -> None:
         "steps": study.steps,
         "equal_time": study.equal_time,
         "split": study.split,
+        "precision": study.precision,
         "fields": {name: str(value) for name, value in study.fields.items()},
     }
     claim(study, args.out, settings)

@@ -97,6 +97,9 @@ class ModelRecipe:
     """Whether a bridge leads from the masked to the CLIP space; false makes them one space."""
     bridge_depth: int = 4
     """Transformer blocks of the bridge; 0 is no bridge."""
+    bridge_start: Literal["random", "identity"] = "random"
+    """`identity`: its blocks begin by adding nothing, so that a pretrained encoder's features reach the texts from the
+    first step."""
     bridge_heads: int | None = None
     """Attention heads of the bridge; null takes the encoder's."""
     text_encoder: str = "small"

@@ -17,7 +17,7 @@ from maskedclip.training.pretrain import pretrain
 from tests.stores import TINY, make_store
 
 SECTIONS = ["summary", "training", "curves", "reconstructions", "maps", "retrieval", "labels", "errors", "roc"]
-SECTIONS += ["calibration", "subgroups", "few", "tables", "guide"]
+SECTIONS += ["calibration", "subgroups", "few", "dense", "tables", "guide"]
 MALICE = '<script>alert("1")</script> <img src=x onerror=alert(2)> a & b'
 LABEL = 'gre"en<b>'
 VOID = {"meta", "img", "br", "link", "input"}

@@ -107,3 +107,40 @@ def test_fine_tune_settings__types_follow_the_fields() -> None:
             fine_tune_settings([pair])
     with pytest.raises(UserError, match="give a number"):
         fine_tune_settings(["lr=fast"])
+
+
+def test_evaluate__dense_probe_is_kept_told_drawn_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["phantom", "--out", str(tmp_path / "phantoms"), "--images", "40", "--size", "64"])
+    store = tmp_path / "store"
+    run(["curate", str(tmp_path / "phantoms" / "manifest.csv"), "--out", str(store), "--size", "64"])
+    first = ["pretrain", "--config", "mae", "--config", "tiny", "--data", str(store)]
+    run([*first, "--out", str(tmp_path / "run"), *TINY, "--training.steps", "2"])
+    for name in ("one", "two"):
+        size = "64" if name == "one" else "32"
+        own = ["--data", str(store), "--out", str(tmp_path / name), "--protocols", "dense", "--dense-size", size]
+        run(["evaluate", str(tmp_path / "run"), *own, "--replicates", "50"])
+    told = capsys.readouterr().out
+    assert "dense probe at 64 px, encoder: AUROC 0." in told
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert results["dense"]["encoder"]["per_label"]["vessel"]["auroc"]["value"] > 0.5
+    assert (tmp_path / "one" / "dense.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "Pixels from patch tokens, read at 64 px" in page
+    run(["compare", str(tmp_path / "one"), str(tmp_path / "two"), "--json", str(tmp_path / "compared.json")])
+    compared = json.loads((tmp_path / "compared.json").read_text())
+    difference = compared["differences"]["two"]["dense"]["encoder"]["per_label"]["vessel"]["auroc"]
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    values = [compared["values"][name]["dense"]["encoder"]["per_label"]["vessel"] for name in ("two", "one")]
+    assert difference["value"] == pytest.approx(values[0]["auroc"]["value"] - values[1]["auroc"]["value"])
+    assert values[1]["auroc"]["value"] == pytest.approx(
+        results["dense"]["encoder"]["per_label"]["vessel"]["auroc"]["value"]
+    )
+    assert "dice" in values[0]
+
+
+def test_evaluate__dense_probe_without_masks_says_so(place: Path, tmp_path: Path) -> None:
+    run(command(place, tmp_path / "out", "--data", str(place / "store"), "--protocols", "dense"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["dense"] == {"skipped": "the store has no mask.* column"}

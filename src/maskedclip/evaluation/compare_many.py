@@ -13,11 +13,13 @@ from maskedclip.console import bar
 from maskedclip.errors import UserError
 from maskedclip.evaluation import metrics
 from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, Scores, check_paired, on_rows_of
+from maskedclip.evaluation.dense_table import image_mean
 from maskedclip.evaluation.intervals import SHARE
 from maskedclip.evaluation.retrieval import RECALL_AT
 from maskedclip.evaluation.scoring import macro_distribution
 from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
 
+DENSE = "dense"
 METRICS = {"auroc": metrics.auroc, "auprc": metrics.average_precision}
 
 
@@ -76,6 +78,8 @@ def paired_distributions(
             for place, distribution in zip(holders, parts, strict=True):
                 found[place][key] = distribution
             progress.advance()
+    if protocols is None or DENSE in protocols:
+        _add_dense(found, evaluations, metric, replicates, seed)
     notes = _add_macros(found)
     if protocols is None or "retrieval" in protocols:
         _add_recall(found, evaluations, replicates, seed)
@@ -136,6 +140,43 @@ def _add_macros(found: Sequence[dict[Key, Distribution]]) -> dict[Key, str]:
             found[place][key] = mean or replace(used[common[0]], n=n, reason="no label is defined")
             notes[key] = f"mean of {len(common) - len(missing)} labels"
     return notes
+
+
+def _add_dense(
+    found: Sequence[dict[Key, Distribution]],
+    evaluations: Sequence[Predictions],
+    metric: str,
+    replicates: int,
+    seed: int,
+) -> None:
+    """The mean over the images of the dense probe's `metric`, for every mask and feature: patients are resampled.
+
+    Over the images that have a value in all evaluations: read at another size, a small lesion may have no pixel.
+    """
+    values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    patients: dict[str, str] = {}
+    for place, part in enumerate(evaluations):
+        if part.dense is None:
+            continue
+        columns = [part.dense.column(name).to_pylist() for name in ("feature", "label", "id", "patient", metric)]
+        for feature, label, image, patient, value in zip(*columns, strict=True):
+            own = values.setdefault((feature, label), {}).setdefault(place, {})
+            own[image] = np.nan if value is None else value
+            patients[image] = patient or ""
+    for key, holders in values.items():
+        images = list(next(iter(holders.values())))
+        for place, own in holders.items():
+            if own.keys() != set(images):
+                raise UserError(
+                    f"{evaluations[place].folder}: {DENSE}/{'/'.join(key)}: its test images are not those of the other "
+                    "evaluation; evaluate both on the same store"
+                )
+        table = np.array([[own[image] for image in images] for own in holders.values()])
+        table[:, np.isnan(table).any(axis=0)] = np.nan
+        known = np.array([patients[image] for image in images], dtype=object)
+        weights = cluster_weights(known, replicates=replicates, seed=seed)
+        for place, row in zip(holders, table, strict=True):
+            found[place][DENSE, *key] = image_mean(row, known, weights)
 
 
 def _add_recall(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maskedclip.errors import UserError
+from maskedclip.evaluation.dense_table import DENSE_SCHEMA, DENSE_TABLE
 
 MACRO = "macro"
 Key = tuple[str, str, str]  # protocol, feature, label or "macro"
@@ -54,7 +55,8 @@ class Predictions:
     """The scores in one folder.
 
     ids (n,): the test rows in the order in which the file names them; patients (n,), '' where none is known;
-    scores: by key, then by class (None for a binary label); ranks: by direction, empty where none were kept.
+    scores: by key, then by class (None for a binary label); ranks: by direction, empty where none were kept; dense:
+    the table of each image's figures of the dense probe, None where there is none.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class Predictions:
     patients: NDArray[np.object_]
     scores: Mapping[Key, Mapping[str | None, Scores]]
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
+    dense: pa.Table | None = None
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -75,7 +78,13 @@ def read_predictions(folder: Path) -> Predictions:
         raise UserError(f"{folder}: has no predictions.parquet; give a folder that 'maskedclip evaluate' wrote")
     with _readable(path):
         scores = _predictions(folder, pq.read_table(path))
-    return replace(scores, ranks=_ranks(folder))
+    dense = _dense(folder)
+    if dense is not None and not len(scores.ids):  # nothing but the dense probe was evaluated
+        _, first = np.unique(dense.column("id").to_numpy(), return_index=True)
+        rows = dense.take(np.sort(first))
+        patients = rows.column("patient").fill_null("").to_numpy()
+        scores = replace(scores, ids=rows.column("id").to_numpy(), patients=patients)
+    return replace(scores, ranks=_ranks(folder), dense=dense)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -177,6 +186,15 @@ def _ranks(folder: Path) -> dict[str, Ranks]:
         return {}
     with _readable(path):
         return _ranks_by_direction(pq.read_table(path))
+
+
+def _dense(folder: Path) -> pa.Table | None:
+    """Every image's figures of the dense probe, where the evaluation kept them: dense.parquet."""
+    path = folder / DENSE_TABLE
+    if not path.is_file():
+        return None
+    with _readable(path):
+        return pq.read_table(path).select(DENSE_SCHEMA.names).cast(DENSE_SCHEMA)
 
 
 def _ranks_by_direction(table: pa.Table) -> dict[str, Ranks]:

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import maskedclip
+from maskedclip.data.masks import mask_names
 from maskedclip.data.prompts import NORMAL, Overrides
+from maskedclip.data.store import Store
 from maskedclip.errors import UserError
 from maskedclip.evaluation.case import (
     PREDICTION_SCHEMA,
@@ -27,6 +29,9 @@ from maskedclip.evaluation.case import (
     EvaluationStore,
     prediction_tables,
 )
+from maskedclip.evaluation.dense import DenseResult, dense_probe
+from maskedclip.evaluation.dense_sheet import dense_sheet
+from maskedclip.evaluation.dense_table import DENSE_TABLE
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
 from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, retrieval_section, scored
 from maskedclip.evaluation.statistics import cluster_codes, cluster_weights
@@ -37,7 +42,7 @@ __all__ = ["DEFAULT", "FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationMod
 
 FROZEN = ("linear", "knn", "fewshot", "label_efficiency", "zero_shot", "retrieval")
 TRAINED = ("finetune", "lora")
-PROTOCOLS = (*FROZEN, *TRAINED)
+PROTOCOLS = (*FROZEN, "dense", *TRAINED)
 DEFAULT = ("linear", "knn", "zero_shot", "retrieval")
 
 
@@ -52,6 +57,7 @@ def evaluate(
     prompts: Overrides | None = None,
     subgroups: Sequence[str] = (),
     finetune: FineTuneSettings | None = None,
+    dense_size: int | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict:
     """Evaluate `model` on the test split of `store`; write and return the results.
@@ -59,7 +65,8 @@ def evaluate(
     `out/results.json`: by protocol, and for most by feature, {"macro", "per_label"} of {"value", "low", "high", "n"}
     (and "note"), the settings that validation chose, and "about" (fingerprints, rows, labels, replicates, seed); a
     protocol that can't be had is {"skipped": why}.  `out/predictions.parquet`: a row per test row, label (and class),
-    protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks.  Nothing in them depends on time
+    protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks; `out/dense.parquet`: the figures of
+    each image of the dense probe, and `out/dense.png` some of its maps.  Nothing in them depends on time
     or machine, but for the seconds that fine-tuning took.
 
     Args:
@@ -72,6 +79,7 @@ def evaluate(
         prompts: for zero-shot.
         subgroups: columns of the store's table; linear probe and zero-shot are also scored by their groups.
         finetune: settings; its `method` is set by the protocol.
+        dense_size: pixels that the encoder reads in the dense probe; None: as many as the stored pictures have.
         extra: further entries of "about".
 
     Raises UserError: no test split, a patient in test and in another split, an unknown protocol or column, prompts for
@@ -99,12 +107,16 @@ def evaluate(
     )
     results: dict[str, Any] = {}
     answered: list[Answered] = []
-    ranks = None
+    ranks, dense = None, None
     for protocol in PROTOCOLS:
         if protocol not in protocols:
             continue
         if protocol == "retrieval":
             results[protocol], ranks = retrieval_section(case)
+            continue
+        if protocol == "dense":
+            dense = _dense(case, dense_size)
+            results[protocol] = dense if isinstance(dense, dict) else dense.section
             continue
         parts = SECTIONS[protocol](case) if protocol in FROZEN else _fine_tuned(case, protocol, finetune)
         results[protocol] = parts[0]
@@ -112,7 +124,8 @@ def evaluate(
     if columns:
         results["subgroups"] = _subgroups(case, columns, answered)
     results["about"] = _about(case, protocols) | dict(extra or {})
-    _write(out, results, [table for part in answered for table in prediction_tables(case, part)], ranks)
+    tables = [table for part in answered for table in prediction_tables(case, part)]
+    _write(out, results, tables, ranks, None if isinstance(dense, dict) else dense)
     return results
 
 
@@ -193,6 +206,15 @@ def _fine_tuned(case: Case, protocol: str, settings: FineTuneSettings | None) ->
     return section, [Answered(protocol=protocol, feature="encoder", answers=done.answers)]
 
 
+def _dense(case: Case, size: int | None) -> DenseResult | dict:
+    """The dense probe of all masks, or why there is none."""
+    if not isinstance(case.store, Store) or not mask_names(case.store):
+        return {"skipped": "the store has no mask.* column"}
+    if not hasattr(case.model, "patch_features"):
+        return {"skipped": "this model gives no patch tokens; give a run, timm:NAME or a .safetensors file"}
+    return dense_probe(case.model, case.store, case.weights, size=size, seed=case.seed)
+
+
 def _subgroups(case: Case, columns: Mapping[str, list], answered: Sequence[Answered]) -> dict:
     patients = case.patients[case.test]
     wanted = {(protocol, "encoder") for protocol in ("linear", *TRAINED)} | {("zero_shot", "projected")}
@@ -228,7 +250,7 @@ def _class_counts(task: Task) -> dict[str, int]:
     return {str(value): int(count) for value, count in zip(task.classes, counts, strict=True)}
 
 
-def _write(out: Path, results: dict, tables: list[pa.Table], ranks: pa.Table | None) -> None:
+def _write(out: Path, results: dict, tables: list[pa.Table], ranks: pa.Table | None, dense: DenseResult | None) -> None:
     """The files, the results last: a folder that has them is complete."""
     table = pa.concat_tables(tables) if tables else PREDICTION_SCHEMA.empty_table()
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
@@ -237,6 +259,10 @@ def _write(out: Path, results: dict, tables: list[pa.Table], ranks: pa.Table | N
         pq.write_table(table, out / "predictions.parquet", compression="zstd")
         if ranks is not None:
             pq.write_table(ranks, out / "retrieval.parquet", compression="zstd")
+        if dense is not None:
+            pq.write_table(dense.table, out / DENSE_TABLE, compression="zstd")
+            if dense.shown:
+                (out / "dense.png").write_bytes(dense_sheet(dense.shown))
         partial = out / "results.json.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(out / "results.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
+from maskedclip.evaluation.report_dense import dense_probe_section
 from maskedclip.evaluation.report_errors import worst_errors
 from maskedclip.evaluation.report_gallery import maps, reconstructions, retrieval_examples
 from maskedclip.evaluation.report_headline import headline
@@ -33,6 +34,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Subject], str]], ...] = (
     ("calibration", "Are its probabilities true?", calibration),
     ("subgroups", "Groups of patients", subgroups),
     ("few", "With few labels", few_labels),
+    ("dense", "Where things are: masks from patch tokens", dense_probe_section),
     ("tables", "All figures with their intervals", tables),
     ("guide", "How to read this, and its limits", lambda _: _text("report_guide.html")),
 )

@@ -11,6 +11,7 @@ PROTOCOLS = {
     "label_efficiency": "Label efficiency",
     "zero_shot": "Zero-shot",
     "retrieval": "Retrieval",
+    "dense": "Dense probe",
     "finetune": "Fine-tuning",
     "lora": "LoRA fine-tuning",
 }

@@ -41,9 +41,9 @@ class Evaluation:
     results: Mapping[str, Any]
 
     def measured(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-        """(protocol, feature, {"macro", "per_label"}) of each protocol that scored labels."""
+        """(protocol, feature, {"macro", "per_label"}) of each protocol that scored labels of images."""
         for protocol, section in self.results.items():
-            if protocol in ("about", "retrieval", "subgroups") or "skipped" in section:
+            if protocol in ("about", "retrieval", "subgroups", "dense") or "skipped" in section:
                 continue
             parts = {"projected": section} if "macro" in section else section
             for feature, part in parts.items():

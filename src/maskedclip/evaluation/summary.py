@@ -6,6 +6,7 @@ from typing import Any
 from maskedclip.evaluation.compare import MACRO, compare_results
 
 _NAMES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning", "lora": "LoRA fine-tuning"}
+_DENSE = {"auroc": "AUROC", "auprc": "AUPRC", "dice": "Dice"}
 _CURVES = {"fewshot": "{:.0f} of each class", "label_efficiency": "{:.0%} of the training patients"}
 
 
@@ -31,6 +32,13 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
                 ends = dict.fromkeys((next(iter(points)), next(reversed(points))))
                 told = [f"{interval(points[x]['macro']['auroc'])} with {place.format(float(x))}" for x in ends]
                 lines.append(f"linear probe, {feature}: macro AUROC {', '.join(told)}")
+    section = results.get("dense")
+    if section is not None and "skipped" in section:
+        lines.append(f"dense probe: left out, {section['skipped']}")
+    elif section is not None:
+        for feature, part in section.items():
+            told = ", ".join(f"{name} {interval(part['macro'][key])}" for key, name in _DENSE.items())
+            lines.append(f"dense probe at {part['size']} px, {feature}: {told}")
     section = results.get("zero_shot")
     if section is not None:
         text = (
@@ -52,6 +60,8 @@ def interval(estimate: dict[str, Any]) -> str:
     """0.812 (0.790-0.833, n 1021), or the reason why there is no value."""
     if estimate["value"] is None:
         return str(estimate.get("note", "undefined"))
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f} (no interval, n {estimate['n']})"
     return f"{estimate['value']:.3f} ({estimate['low']:.3f}-{estimate['high']:.3f}, n {estimate['n']})"
 
 

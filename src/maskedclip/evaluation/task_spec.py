@@ -9,7 +9,7 @@ from maskedclip.errors import UserError
 
 KINDS = ("binary", "ordinal", "nominal")
 LAYOUTS = ("folders", "table", "store")
-PROTOCOLS = ("linear", "knn", "fewshot", "label_efficiency", "zero_shot", "retrieval", "finetune", "lora")
+PROTOCOLS = ("linear", "knn", "fewshot", "label_efficiency", "zero_shot", "retrieval", "dense", "finetune", "lora")
 SPLITS = ("train", "val", "test")
 PLACEHOLDER = re.compile(r"\{([^{}:]+)(:digits)?\}")  # {column}, or {column:digits} for its digits alone
 

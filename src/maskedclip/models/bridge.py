@@ -47,6 +47,16 @@ class Bridge(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6) if depth else nn.Identity()
         initialise(self)
 
+    def start_as_identity(self) -> None:
+        """Make every block return its input, by zeroing what it adds, so that g begins as the final norm alone.
+
+        [ours]  A bridge of random blocks hides a pretrained encoder's features from the image-text loss until it has
+        learnt to pass them on; blocks that begin as nothing (ReZero, arXiv 2003.04887; SkipInit, 2002.10444) do not.
+        """
+        for name, parameter in self.blocks.named_parameters():
+            if name.split(".", 1)[1].startswith(("attn.proj.", "mlp.fc2.")):
+                nn.init.zeros_(parameter)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Lead tokens (B, C + L, D) of the masked space to the CLIP space, (B, C + L, D)."""
         return self.norm(run_blocks(self.blocks, tokens, recompute=self.recompute))

@@ -1,6 +1,7 @@
 """The one function from images to features, behind the online probe, `evaluate`, `embed`, `classify` and `load`.
 
-Features are computed in float32, whatever the precision of training.  B images, D encoder width, E shared width.
+Features are computed in float32, whatever the precision of training, unless the caller opens an autocast around it.
+B images, D encoder width, E shared width.
 """
 
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ def image_features(model: MaskedCLIP, image: Tensor, preprocessing: Preprocessin
         if model.image_projection is not None:
             clip_tokens = model.bridge(tokens)
             features |= {"bridge": model.pool(clip_tokens), "projected": model.project(clip_tokens)}
-        return features
+        return {name: value.float() for name, value in features.items()}
 
 
 def to_input(image: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -64,5 +65,5 @@ def text_features(model: MaskedCLIP, tokenizer: TextTokenizer, texts: list[str])
     for start in range(0, len(texts), BATCH):
         ids, mask = tokenizer(texts[start : start + BATCH])
         with evaluation_kernels(model):
-            parts.append(model.embed_text(ids.to(device), mask.to(device)).cpu().numpy())
+            parts.append(model.embed_text(ids.to(device), mask.to(device)).float().cpu().numpy())
     return np.concatenate(parts)

@@ -154,6 +154,8 @@ def build_model(recipe: Recipe, texts: Sequence[str]) -> tuple[MaskedCLIP, TextT
         )
         torch.manual_seed(recipe.seed + 2)
         model = MaskedCLIP(config, encoder, text_encoder)
+    if chosen.bridge_start == "identity":
+        model.bridge.start_as_identity()
     if model.logit_scale is not None:
         nn.init.constant_(model.logit_scale, math.log(1 / recipe.objective.temperature))
     return model, tokenizer

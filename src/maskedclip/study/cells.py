@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from maskedclip.data.store import open_store
 from maskedclip.deployment.model import load
 from maskedclip.evaluation.development import DevelopmentStore
@@ -67,13 +69,15 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
         if not (target / "results.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
             store = open_store(study.evaluate)
-            evaluate(
-                CachedFeatures(load(run), store, folder / "features"),
-                DevelopmentStore(store) if study.split == "development" else store,  # type: ignore[arg-type]
-                target,
-                protocols=study.protocols,
-                replicates=study.replicates,
-            )
+            model = load(run)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=study.precision == "bf16-mixed"):
+                evaluate(
+                    CachedFeatures(model, store, folder / "features"),
+                    DevelopmentStore(store) if study.split == "development" else store,  # type: ignore[arg-type]
+                    target,
+                    protocols=study.protocols,
+                    replicates=study.replicates,
+                )
         result = {"cell": vars(cell) | {"name": cell.name}, **_training(run)}
         partial = folder / "cell.json.partial"
         partial.write_text(json.dumps(result, indent=1) + "\n")

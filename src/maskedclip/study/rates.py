@@ -14,7 +14,7 @@ from maskedclip.study.definition import Study
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
 
-STEPS, ROUNDS = 8, 2
+STEPS, ROUNDS = 8, 3
 _WARM = 3
 Rates = dict[str, float]
 
