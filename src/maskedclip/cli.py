@@ -14,11 +14,15 @@ from typing import Any, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from maskedclip import __version__
+from maskedclip.cli_audit import AUDIT_VERBS
 from maskedclip.cli_compare import COMPARE_VERBS
 from maskedclip.cli_evaluate import EVALUATE_VERBS
 from maskedclip.cli_machine import MACHINE_VERBS
+from maskedclip.cli_manifest import MANIFEST_VERBS
+from maskedclip.cli_store import STORE_VERBS
 from maskedclip.cli_study import STUDY_VERBS
 from maskedclip.cli_verb import Verb, VerbParser, add_config, boolean, path, say_next
+from maskedclip.cli_volumes import VOLUME_VERBS
 from maskedclip.errors import CheckFailed, UserError
 
 # --- phantom ---------------------------------------------------------------------------------------------------------
@@ -48,27 +52,42 @@ def _curate_arguments(parser: argparse.ArgumentParser) -> None:
         "manifest", type=path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder of images"
     )
     parser.add_argument("--out", type=path, required=True, metavar="STORE", help="new folder for the store")
-    parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of a stored image")
-    parser.add_argument("--crop", choices=["fundus", "none"], default="fundus", help="find and crop the fundus field")
+    parser.add_argument("--size", type=int, default=None, metavar="PX", help="side of a stored image; default 256")
+    parser.add_argument(
+        "--crop", choices=["fundus", "none"], default=None, help="find and crop the fundus field; the default"
+    )
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
-    parser.add_argument("--image-format", choices=["jpeg", "png"], default="jpeg", help="png is lossless")
+    parser.add_argument("--image-format", choices=["jpeg", "png"], default=None, help="png is lossless; default jpeg")
     parser.add_argument("--encoding", default="utf-8", help="of a CSV's text, e.g. latin-1")
     parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside the manifest's folder")
+    parser.add_argument(
+        "--append", action="store_true", help="add the rows that STORE does not have yet, prepared as its own are"
+    )
 
 
 def _curate(args: argparse.Namespace) -> None:
     from maskedclip.data.curate import curate
+    from maskedclip.data.curate_append import append
 
-    done = curate(
-        args.manifest,
-        args.out,
-        size=args.size,
-        crop=args.crop,
-        engine=args.engine,
-        encoding=args.image_format,
-        text_encoding=args.encoding,
-        allow_outside=args.allow_outside,
-    )
+    common: dict[str, Any] = {
+        "engine": args.engine,
+        "text_encoding": args.encoding,
+        "allow_outside": args.allow_outside,
+    }
+    if args.append:
+        for name in ("size", "crop", "image_format"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')}: new rows are prepared as the store's own; leave it out")
+        done = append(args.manifest, args.out, **common)
+    else:
+        done = curate(
+            args.manifest,
+            args.out,
+            size=args.size or 256,
+            crop=args.crop or "fundus",
+            encoding=args.image_format or "jpeg",
+            **common,
+        )
     counts = done.counts
     for rejected in done.quarantine[:20]:
         print(f"quarantined: row {rejected.row}, {rejected.image}: {rejected.reason}", file=sys.stderr)
@@ -219,6 +238,8 @@ VERBS: dict[str, Verb] = {
         _phantom_arguments,
         _phantom,
     ),
+    **MANIFEST_VERBS,
+    **VOLUME_VERBS,
     "curate": Verb(
         "a table of images -> a store: decode, crop, resize, quarantine",
         "maskedclip curate manifest.csv --out stores/fundus",
@@ -234,6 +255,8 @@ VERBS: dict[str, Verb] = {
     ),
     **EVALUATE_VERBS,
     **COMPARE_VERBS,
+    **AUDIT_VERBS,
+    **STORE_VERBS,
     **STUDY_VERBS,
     "embed": Verb(
         "features of many images in one Parquet file",

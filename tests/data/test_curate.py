@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from maskedclip.data import curate as curate_module
 from maskedclip.data import curate_engine
+from maskedclip.data import curate_work as curate_module
 from maskedclip.data.curate import curate
 from maskedclip.data.curate_row import RowSettings, Source, curate_row
 from maskedclip.data.imaging import decode, decode_mask, encode_jpeg, encode_png, perceptual_hash, standardise
@@ -86,6 +86,7 @@ def test_curate__stores_what_the_schema_says(manifest: Path, tmp_path: Path) -> 
     assert schema.names == [
         "id", "image", "text", "patient", "split", "label.dr", "label.kind", "mask.disc", "eye",
         "sha256", "perceptual_hash", "width", "height", "source_width", "source_height", "field_found",
+        "quality.sharpness", "quality.brightness", "quality.contrast", "quality.saturated", "quality.coverage",
     ]  # fmt: skip
     assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     assert [str(schema.field(name).type) for name in ("label.dr", "label.kind", "width")] == [
@@ -121,7 +122,10 @@ def test_curate__counts_card_and_curation_json(manifest: Path, tmp_path: Path) -
     }  # fmt: skip
     about = json.loads((made.out / "curation.json").read_text())
     ids = [row["id"] for row in _rows(made.out)]
-    assert about["schema_version"] == 1
+    assert about["schema_version"] == 2
+    assert about["checksums"] == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made.out.glob("shard-*.parquet")
+    }
     assert about["counts"] == made.counts
     assert about["settings"] == {"size": SIZE, "crop": "fundus", "encoding": "jpeg"}
     assert about["manifest"] == "manifest.csv"

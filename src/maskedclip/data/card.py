@@ -26,6 +26,11 @@ _MEANINGS = {
     "height": "px, as stored",
     "source_width": "px of the source file",
     "source_height": "px of the source file",
+    "quality.sharpness": "of edges over contrast, at 224 px; low: blurred",
+    "quality.brightness": "mean grey of the visible part, 0..1",
+    "quality.contrast": "standard deviation of its grey",
+    "quality.saturated": "share of it that is overexposed",
+    "quality.coverage": "share of the square that the photograph fills",
     "field_found": "whether a fundus field was found (and the picture cropped to it)",
 }
 

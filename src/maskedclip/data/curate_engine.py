@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from maskedclip.data.curate_row import RowSettings, Source, curate_row
 from maskedclip.data.manifest import Manifest, is_url, local_path
+from maskedclip.data.quality import QUALITY
 from maskedclip.errors import UserError
 
 # Daft tells a server that it is used unless told not to; a clinic's tool stays silent.  It has to know before it loads.
@@ -56,6 +57,7 @@ def result_type(masks: list[str]) -> pa.StructType:
         ("source_width", pa.int32()),
         ("source_height", pa.int32()),
         ("field_found", pa.bool_()),
+        *((f"quality.{name}", pa.float32()) for name in QUALITY),
     ]
     return pa.struct(fields + [(name, pa.binary()) for name in masks])
 

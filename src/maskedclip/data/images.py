@@ -1,38 +1,41 @@
 """Rows of a store, as batches for inference: decoded, resized, never augmented."""
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from maskedclip.data import transforms
 from maskedclip.data.store import Store
 
-
-class StoredImages(Dataset[Tensor]):
-    """Item i is row i of the store at the model's size, uint8 (3, S, S)."""
-
-    def __init__(self, store: Store, size: int) -> None:
-        self.store, self.size = store, size
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, row: int) -> Tensor:
-        """Decode and resize one image."""
-        return transforms.resize(self.store.image(row), self.size)
+_AHEAD = 2  # batches that are decoded while the model works on one
+_MOST_THREADS = 8
 
 
-def image_batches(store: Store, rows: np.ndarray, *, size: int, batch: int, workers: int = 0) -> Iterator[Tensor]:
-    """Uint8 batches (<= batch, 3, size, size) of rows, in their order."""
-    loader = DataLoader(
-        StoredImages(store, size),
-        batch_size=batch,
-        sampler=rows.tolist(),
-        num_workers=workers,
-        collate_fn=torch.stack,
-        multiprocessing_context="forkserver" if workers else None,
-    )
-    return iter(loader)
+def image_batches(store: Store, rows: np.ndarray, *, size: int, batch: int) -> Iterator[Tensor]:
+    """Uint8 batches (<= batch, 3, size, size) of rows, in their order.
+
+    Threads decode and resize two batches ahead, so that a fast device does not wait; both steps work outside Python's
+    lock.
+    """
+    starts = range(0, len(rows), batch)
+    if len(rows) and store.decoded is None:
+        store.image_bytes(int(rows[0]))  # opens the pictures, which several threads must not do at once
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        waiting: deque[list[Future[Tensor]]] = deque()
+        for start in starts:
+            part = rows[start : start + batch].tolist()
+            waiting.append([threads.submit(stored_image, store, row, size) for row in part])
+            if len(waiting) > _AHEAD:
+                yield torch.stack([image.result() for image in waiting.popleft()])
+        while waiting:
+            yield torch.stack([image.result() for image in waiting.popleft()])
+
+
+def stored_image(store: Store, row: int, size: int) -> Tensor:
+    """Row of the store at the model's size, uint8 (3, size, size)."""
+    return transforms.resize(store.image(row), size)

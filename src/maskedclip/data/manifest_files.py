@@ -61,7 +61,7 @@ def read_raw(path: Path, encoding: str, faults: FaultList) -> RawTable:
         if suffix == ".parquet":
             return _read_parquet(path, faults)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from error
     raise UserError(f"{path}: a manifest is a .csv, .tsv, .jsonl or .parquet file (or .csv.gz), or a folder of images")
 
 

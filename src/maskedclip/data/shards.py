@@ -16,6 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from maskedclip.data.quality import QUALITY
+
+SCHEMA_VERSION = 2
+"""1: without quality columns and checksums.  `store_migrate` brings a store up to date."""
 SHARD_ROWS = 1_000
 GROUP_ROWS = 100
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -27,6 +31,7 @@ COMPUTED = {
     "source_width": pa.int32(),
     "source_height": pa.int32(),
     "field_found": pa.bool_(),
+    **{f"quality.{name}": pa.float32() for name in QUALITY},
 }
 _HF_NAMES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
 
@@ -47,8 +52,13 @@ def store_schema(manifest: pa.Schema) -> pa.Schema:
     known = {field.name for field in fields}
     fields += [manifest.field(name) for name in names if name not in known]
     fields += [pa.field(name, kind) for name, kind in COMPUTED.items()]
-    features = {field.name: _feature(field.type) for field in fields}
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    return stored_schema(pa.schema(fields))
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """A schema with the metadata that makes pictures decode in Hugging Face datasets."""
+    features = {field.name: _feature(field.type) for field in schema}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def _feature(kind: pa.DataType) -> dict[str, str]:
@@ -118,3 +128,9 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -189,8 +189,13 @@ def open_store(folders: Path | str | Sequence[Path | str]) -> Store:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards of one store, in the order of their rows."""
-    return sorted(folder.glob("shard-*.parquet"))
+    """The shards of one store, in the order of their rows: those that curation.json names, so that an append which is
+    under way, or was cut off, is not seen."""
+    try:
+        named = json.loads((folder / "curation.json").read_text()).get("checksums")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    return sorted(folder / name for name in named) if named else sorted(folder.glob("shard-*.parquet"))
 
 
 def _metadata(folder: Path) -> pa.Table:

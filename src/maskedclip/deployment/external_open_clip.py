@@ -45,9 +45,9 @@ class OpenClipModel:
         self._tokenizer = tokenizer
         self._has_patches = _has_patches(towers.visual)
 
-    def features(self, store: Store, rows: np.ndarray, workers: int = 0) -> dict[str, np.ndarray]:
+    def features(self, store: Store, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Features of rows of a store: "encoder" (n, D) and "projected" (n, E), float32; see `encode_images`."""
-        batches = image_batches(store, rows, size=self.preprocessing.size, batch=BATCH, workers=workers)
+        batches = image_batches(store, rows, size=self.preprocessing.size, batch=BATCH)
         parts = [self._encode(batch) for batch in batches]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

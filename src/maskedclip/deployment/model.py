@@ -76,9 +76,9 @@ class Model:
             )
         return stack_features(self.module, batches, self.preprocessing)
 
-    def features(self, store: Store, rows: np.ndarray, workers: int = 0) -> dict[str, np.ndarray]:
+    def features(self, store: Store, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Features of rows of a store, by output name; the same numbers as `encode_image` of the stored images."""
-        batches = image_batches(store, rows, size=self.preprocessing.size, batch=BATCH, workers=workers)
+        batches = image_batches(store, rows, size=self.preprocessing.size, batch=BATCH)
         return stack_features(self.module, batches, self.preprocessing)
 
     def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:

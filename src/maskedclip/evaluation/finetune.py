@@ -300,9 +300,7 @@ class _Run:
         """What a function of normalised images gives for some of the n rows, in float32 and without augmentation."""
         self.network.eval()
         parts = []
-        batches = image_batches(
-            self.store, self.rows[places], size=self.size, batch=BATCH, workers=self.settings.workers
-        )
+        batches = image_batches(self.store, self.rows[places], size=self.size, batch=BATCH)
         with evaluation_kernels(self.network):
             for batch in batches:
                 parts.append(function(to_input(batch.to(self.device), self.preprocessing)).cpu().numpy())

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskedclip import randomness
-from maskedclip.data.images import StoredImages
+from maskedclip.data.images import stored_image
 from maskedclip.data.store import Store
 from maskedclip.data.text import normalise_text
 from maskedclip.data.transforms import normalise
@@ -149,8 +149,7 @@ def varied_rows(store: Store, rows: NDArray[np.int64], count: int, seed: int) ->
 
 def stored_pixels(store: Store, rows: NDArray[np.int64], size: int) -> Tensor:
     """Rows of a store as the model sees them, uint8 (B, 3, size, size)."""
-    images = StoredImages(store, size)
-    return torch.stack([images[int(row)] for row in rows])
+    return torch.stack([stored_image(store, int(row), size) for row in rows])
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:
