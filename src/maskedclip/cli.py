@@ -49,7 +49,7 @@ def _phantom(args: argparse.Namespace) -> None:
 
 def _curate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "manifest", type=path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder of images"
+        "manifest", type=path, help="CSV, TSV, Parquet or JSONL with a column image; or a folder or archive of images"
     )
     parser.add_argument("--out", type=path, required=True, metavar="STORE", help="new folder for the store")
     parser.add_argument("--size", type=int, default=None, metavar="PX", help="side of a stored image; default 256")

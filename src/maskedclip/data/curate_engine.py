@@ -16,8 +16,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from maskedclip.data.address import split_address
 from maskedclip.data.curate_row import RowSettings, Source, curate_row
 from maskedclip.data.manifest import Manifest, is_url, local_path
+from maskedclip.data.manifest_checks import WINDOW_COLUMNS
+from maskedclip.data.pixels import Window
 from maskedclip.data.quality import QUALITY
 from maskedclip.errors import UserError
 
@@ -119,9 +122,16 @@ def _inputs(manifest: Manifest, first: int, stop: int) -> pa.Table:
             pa.string(),
         )
         columns[f"url:{name}"] = pa.array(
-            [value if url else None for value, url in zip(values, remote, strict=True)], pa.string()
+            [split_address(value).file if url else None for value, url in zip(values, remote, strict=True)], pa.string()
         )
+    for name in WINDOW_COLUMNS:
+        given = table.column(name) if name in table.column_names else pa.nulls(len(table))
+        columns[name] = given.cast(pa.float64())
     return pa.table(columns)
+
+
+def _window(centre: float | None, width: float | None) -> Window | None:
+    return None if centre is None or width is None else Window(centre=centre, width=width)
 
 
 def _plan(
@@ -137,15 +147,17 @@ def _plan(
             [_source(*cells) for cells in zip(*values[3 * index : 3 * index + 3], strict=True)]
             for index in range(len(files))
         ]
+        windows = [_window(*pair) for pair in zip(*values[-2:], strict=True)]
         rows = []
-        for image, *parts in zip(*sources, strict=True):
+        for window, image, *parts in zip(windows, *sources, strict=True):
             assert image is not None, "a manifest's row has an image"
-            rows.append(curate_row(image, dict(zip(masks, parts, strict=True)), settings))
+            rows.append(curate_row(image, dict(zip(masks, parts, strict=True)), settings, window))
         return pa.array(rows, kind)
 
     inputs = []
     for name in files:
         inputs += [daft.col(f"name:{name}"), daft.col(f"path:{name}"), _fetched(table, name)]
+    inputs += [daft.col(name) for name in WINDOW_COLUMNS]
     return frame.select(daft.col("position"), curate_rows(*inputs).alias("result"))
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute
 from maskedclip.data.manifest_checks import (
     STORE_COLUMNS,
     TEXT_COLUMNS,
+    WINDOW_COLUMNS,
     as_label,
     as_split,
     as_text,
@@ -26,6 +27,7 @@ from maskedclip.data.manifest_checks import (
     check_leakage,
     check_paths,
     check_repeated_images,
+    check_windows,
     is_url,
     local_path,
 )
@@ -94,6 +96,7 @@ def read_manifest(path: Path, *, encoding: str = "utf-8", allow_outside: bool = 
         if name == "image" or name.startswith("mask."):
             check_paths(table.column(name), name, root, rows, faults, allow_outside=allow_outside)
     check_leakage(table, rows, faults, notes)
+    check_windows(table, rows, faults)
     if faults:
         raise ManifestError(path, faults.sorted())
     return Manifest(path=path, root=root, table=table, rows=rows, notes=notes)
@@ -121,7 +124,8 @@ def _normalised(raw: pa.Table, rows: np.ndarray, faults: FaultList, notes: list[
                 faults.add(f"the store has a column '{name}' of its own: rename it", column=name)
             elif carried != name:
                 notes.append(f"column '{name}' is kept as '{carried}': the store has a '{name}' of its own")
-            columns[carried] = _carried(raw.column(name))
+            window = name in WINDOW_COLUMNS
+            columns[carried] = as_label(raw.column(name), name, rows, faults) if window else _carried(raw.column(name))
         if nearly := _NEARLY.fullmatch(name):
             kind, rest = nearly.groups()
             notes.append(f"column '{name}' is carried along; to use it as a {kind}, call it '{kind}.{rest}'")

@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from maskedclip.data.address import split_address, written_name
 from maskedclip.data.manifest_faults import FaultList
 
 pc: Any = pyarrow.compute  # its functions are made at import, where pyright cannot see them
+WINDOW_COLUMNS = ("window_center", "window_width")  # the range of greys shown; see maskedclip.data.pixels.Window
 TEXT_COLUMNS = ("image", "text", "patient", "split")
 STORE_COLUMNS = (
     "id",
@@ -115,7 +117,7 @@ def as_label(column: pa.ChunkedArray, name: str, rows: np.ndarray, faults: Fault
     if pa.types.is_boolean(kind):
         return column.cast(pa.float32())
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return _finite(column.cast(pa.float64()), name, rows, faults)
+        return _finite(column.cast(pa.float64(), safe=False), name, rows, faults)
     text = as_text(column, name, faults)
     if text.null_count == len(text):
         return text.cast(pa.float32())
@@ -162,6 +164,23 @@ def _finite(column: pa.ChunkedArray, name: str, rows: np.ndarray, faults: FaultL
     for row in rows[wrong]:
         faults.add("is not a finite number: leave the cell empty where the label is unknown", column=name, row=int(row))
     return pc.if_else(pc.is_finite(single), single, pa.scalar(None, pa.float32()))
+
+
+def check_windows(table: pa.Table, rows: np.ndarray, faults: FaultList) -> None:
+    """A window is two numbers, the width above 0; where neither is given the file decides."""
+    given = [name for name in WINDOW_COLUMNS if name in table.column_names]
+    numbers = {}
+    for name in given:
+        if pa.types.is_string(table.column(name).type):
+            faults.add("holds words: give numbers, in the file's units after its rescale", column=name)
+            return
+        numbers[name] = table.column(name).cast(pa.float64()).to_numpy()
+    none = np.full(len(rows), np.nan)
+    centre, width = (numbers.get(name, none) for name in WINDOW_COLUMNS)
+    for row in rows[np.isnan(centre) != np.isnan(width)]:
+        faults.add("give window_center and window_width together, or neither", column=given[0], row=int(row))
+    for row in rows[width <= 0]:
+        faults.add("a window's width is above 0", column="window_width", row=int(row))
 
 
 def check_repeated_images(table: pa.Table, rows: np.ndarray, faults: FaultList) -> None:
@@ -221,6 +240,10 @@ def check_paths(
     for row, value in zip(rows, column.to_pylist(), strict=True):
         if value is None or is_url(value):
             continue
+        if "\0" in value:
+            faults.add("holds a zero byte, which no file's name can: write the path again", column=name, row=int(row))
+            continue
+        value = split_address(value).file  # an archive's members are never paths; the archive itself is one
         path = str(local_path(value, root)) if value.startswith("file://") else value
         parent, slash, base = path.rpartition("/")
         parent = parent or slash  # "/a.png" lies in "/", "a.png" in the manifest's folder
@@ -245,7 +268,7 @@ def _resolved(folder: str) -> tuple[str, frozenset[str]]:
     if not os.path.isdir(real):
         return real, frozenset()
     with os.scandir(real) as entries:
-        return real, frozenset(entry.name for entry in entries if entry.is_symlink())
+        return real, frozenset(written_name(entry.name) for entry in entries if entry.is_symlink())
 
 
 class Encoded:
