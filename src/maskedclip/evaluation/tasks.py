@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN = -1
+# More classes than this, each with fewer than three rows on average, are free text or a measured quantity.
+_MANY_CLASSES = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,8 +54,8 @@ class Prediction:
 def read_tasks(labels: Mapping[str, NDArray]) -> tuple[dict[str, Task], dict[str, str]]:
     """The tasks in label columns (float with NaN, or objects with None), and why the others are none.
 
-    0 and 1 make a binary task, other whole numbers an ordinal one, words a nominal one; a column with fractions,
-    or with fewer than two values, is no task.
+    0 and 1 make a binary task, other whole numbers an ordinal one, words a nominal one; a column with fractions, of
+    free text, or with fewer than two values, is no task.
     """
     tasks, refused = {}, {}
     for name, column in labels.items():
@@ -74,6 +76,8 @@ def _numbers(name: str, column: NDArray) -> Task | str:
     classes = (0, 1) if binary else tuple(int(value) for value in values)
     if len(classes) < 2:
         return _too_few(len(classes))
+    if _too_many(len(classes), int(known.sum())):
+        return f"has {len(classes)} different values in {known.sum()} rows: a quantity, not classes"
     truth = np.full(len(column), UNKNOWN, dtype=np.int64)
     truth[known] = np.searchsorted(classes, column[known])
     return Task(name=name, kind="binary" if binary else "ordinal", classes=classes, truth=truth)
@@ -83,6 +87,9 @@ def _words(name: str, column: NDArray) -> Task | str:
     classes = tuple(sorted({str(value) for value in column if value is not None}))
     if len(classes) < 2:
         return _too_few(len(classes))
+    count = sum(value is not None for value in column)
+    if _too_many(len(classes), count):
+        return f"has {len(classes)} different texts in {count} rows: free text, not classes"
     index = {value: k for k, value in enumerate(classes)}
     truth = np.array([UNKNOWN if value is None else index[str(value)] for value in column], dtype=np.int64)
     return Task(name=name, kind="nominal", classes=classes, truth=truth)
@@ -90,3 +97,7 @@ def _words(name: str, column: NDArray) -> Task | str:
 
 def _too_few(classes: int) -> str:
     return "has one value only" if classes else "has no known value"
+
+
+def _too_many(classes: int, rows: int) -> bool:
+    return classes > _MANY_CLASSES and 3 * classes > rows
