@@ -35,7 +35,7 @@ def test_audit__passes_and_says_what_is_next(tmp_path: Path, capsys: pytest.Capt
 def test_audit__fails_on_leakage_with_everything_written(tmp_path: Path) -> None:  # P24
     store = _store(tmp_path / "s", leaks=True)
     arguments = ["--out", tmp_path / "out", "--json", tmp_path / "f.json", "--fix", tmp_path / "new.csv"]
-    with pytest.raises(CheckFailed, match="1 pairs of duplicates cross splits, such as") as failed:
+    with pytest.raises(CheckFailed, match="1 pair of duplicates crosses splits, such as") as failed:
         _run("audit", store, *arguments)
     assert f"next: maskedclip curate {tmp_path}/new.csv" in str(failed.value)
     assert "\n" not in str(failed.value)

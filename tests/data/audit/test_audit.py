@@ -56,7 +56,7 @@ def test_audit__patients_across_splits(tmp_path: Path) -> None:  # P24
     patients = [f"p{row}" for row in range(13)] + ["p1"]
     told = audit(_store(tmp_path / "s", patients), shown=False)
     assert [(entry.name, entry.splits) for entry in told.crossing_patients] == [("p1", {"train": 1, "test": 1})]
-    assert "1 patients are in several splits, such as 'p1'" in told.failures[0]
+    assert "1 patient is in several splits, such as 'p1'" in told.failures[0]
 
 
 def test_audit__against_another_store(tmp_path: Path) -> None:

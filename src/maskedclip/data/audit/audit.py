@@ -87,16 +87,18 @@ class Audit:
         found = []
         if self.crossing_patients:
             first = self.crossing_patients[0]
+            several = len(self.crossing_patients)
             found.append(
-                f"{len(self.crossing_patients):,} patients are in several splits, such as '{first.name}' "
-                f"({' and '.join(first.splits)})"
+                f"{several:,} {'patient is' if several == 1 else 'patients are'} in several splits, such as "
+                f"'{first.name}' ({' and '.join(first.splits)})"
             )
         if self.crossing.any():
             place = int(np.flatnonzero(self.crossing)[0])
             one, two = self.pairs.first[place], self.pairs.second[place]
+            many = int(self.crossing.sum())
             found.append(
-                f"{int(self.crossing.sum()):,} pairs of duplicates cross splits, such as {self.images[one]} "
-                f"({self.splits[one]}) and {self.images[two]} ({self.splits[two]})"
+                f"{many:,} {'pair of duplicates crosses' if many == 1 else 'pairs of duplicates cross'} splits, "
+                f"such as {self.images[one]} ({self.splits[one]}) and {self.images[two]} ({self.splits[two]})"
             )
         return found
 
@@ -277,6 +279,9 @@ def _drift(store: Store, statistics: NDArray[np.float32], source: str | None) ->
     figures: dict[str, NDArray] = {name: statistics[:, place] for place, name in enumerate(STATISTICS)}
     if "source_width" in store.table.column_names:
         figures["width of the file"] = store.table.column("source_width").cast(pa.float64()).to_numpy()
+    for name in store.table.column_names:
+        if name.startswith("quality."):
+            figures[name] = store.table.column(name).cast(pa.float64()).to_numpy()
     figures |= {f"label {name}": values for name, values in store.labels.items()}
     if source is None and len(store.sizes) > 1:
         names = _distinct(store.folders)
