@@ -20,7 +20,6 @@ from maskedclip.evaluation.report import write_report
 from maskedclip.evaluation.report_figures import thin
 from maskedclip.evaluation.report_gallery import read_candidates, trained_objective
 from maskedclip.evaluation.report_headline import headline
-from maskedclip.evaluation.report_html import LeftOut, numbers, shorten
 from maskedclip.evaluation.report_names import verdict
 from maskedclip.evaluation.report_pictures import (
     denormalise,
@@ -34,6 +33,7 @@ from maskedclip.evaluation.report_run import method_name
 from maskedclip.evaluation.report_subject import read_subject
 from maskedclip.evaluation.retrieval import RECALL_AT, image_to_text_ranks
 from maskedclip.evaluation.statistics import Estimate
+from maskedclip.html import LeftOut, numbers, shorten
 from maskedclip.models.vit import gather_patches, patchify
 from maskedclip.objectives.base import Batch
 from maskedclip.objectives.masking import MaskContext, mask_from_scores

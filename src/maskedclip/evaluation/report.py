@@ -13,12 +13,12 @@ from maskedclip.evaluation.report_dense import dense_probe_section
 from maskedclip.evaluation.report_errors import worst_errors
 from maskedclip.evaluation.report_gallery import maps, reconstructions, retrieval_examples
 from maskedclip.evaluation.report_headline import headline
-from maskedclip.evaluation.report_html import LeftOut, Section, page, why_not
 from maskedclip.evaluation.report_quality import calibration, few_labels, strengths, subgroups
 from maskedclip.evaluation.report_roc import roc_curves
 from maskedclip.evaluation.report_run import method_name, steps_done, training_curves, training_facts
 from maskedclip.evaluation.report_subject import Subject, read_subject
 from maskedclip.evaluation.report_tables import tables
+from maskedclip.html import LeftOut, Section, page, why_not
 
 _HERE = Path(__file__).parent
 _SECTIONS: tuple[tuple[str, str, Callable[[Subject], str]], ...] = (

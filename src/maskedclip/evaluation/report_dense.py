@@ -2,9 +2,9 @@
 
 from maskedclip.evaluation.dense_sheet import COLUMNS
 from maskedclip.evaluation.dense_table import METRICS
-from maskedclip.evaluation.report_html import LeftOut, Table, escape, estimate, figure, paragraph, picture
 from maskedclip.evaluation.report_names import label_name, row_name
 from maskedclip.evaluation.report_subject import Subject
+from maskedclip.html import LeftOut, Table, escape, estimate, figure, paragraph, picture
 
 _NAMES = dict(zip(METRICS, ("AUROC", "AUPRC", "Dice"), strict=True))
 

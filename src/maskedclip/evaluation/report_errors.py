@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from maskedclip.evaluation.report_html import LeftOut, Table, escape, grid, paragraph, picture, shorten
 from maskedclip.evaluation.report_names import PROTOCOLS, label_name
 from maskedclip.evaluation.report_pictures import jpeg, stored_pixels
 from maskedclip.evaluation.report_scores import LabelScores, label_scores
 from maskedclip.evaluation.report_subject import Subject
+from maskedclip.html import LeftOut, Table, escape, grid, paragraph, picture, shorten
 
 _LABELS, _EACH = 6, 2
 _MAIN = (("finetune", "encoder"), ("linear", "encoder"))

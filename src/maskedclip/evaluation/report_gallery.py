@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from maskedclip import randomness
 from maskedclip.data.text import normalise_text
 from maskedclip.evaluation.knn import unit_rows
-from maskedclip.evaluation.report_html import LeftOut, escape, grid, paragraph, picture, shorten
 from maskedclip.evaluation.report_pictures import (
     feature_maps,
     jpeg,
@@ -21,6 +20,7 @@ from maskedclip.evaluation.report_pictures import (
 )
 from maskedclip.evaluation.report_subject import Subject
 from maskedclip.evaluation.retrieval import TIE, distinct
+from maskedclip.html import LeftOut, escape, grid, paragraph, picture, shorten
 from maskedclip.models.saving import read_decoders
 from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from maskedclip.evaluation.compare import MACRO
 from maskedclip.evaluation.report_figures import interval_chart
-from maskedclip.evaluation.report_html import escape, figure, grid, numbers, paragraph, picture, reason, shorten
 from maskedclip.evaluation.report_names import DIRECTIONS, PROTOCOLS, row_name, verdict
 from maskedclip.evaluation.report_subject import Evaluation, Subject, measured_keys
+from maskedclip.html import escape, figure, grid, numbers, paragraph, picture, reason, shorten
 
 
 def headline(subject: Subject) -> str:

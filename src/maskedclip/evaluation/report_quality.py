@@ -8,7 +8,12 @@ import numpy as np
 from maskedclip.evaluation.calibration import calibration_section
 from maskedclip.evaluation.compare import MACRO
 from maskedclip.evaluation.report_figures import interval_chart, reliability_chart, share_chart
-from maskedclip.evaluation.report_html import (
+from maskedclip.evaluation.report_names import PROTOCOLS, label_name
+from maskedclip.evaluation.report_scores import LabelScores, label_scores
+from maskedclip.evaluation.report_subject import Subject
+from maskedclip.evaluation.statistics import cluster_weights
+from maskedclip.evaluation.tasks import Prediction, Task
+from maskedclip.html import (
     LeftOut,
     Table,
     escape,
@@ -19,11 +24,6 @@ from maskedclip.evaluation.report_html import (
     paragraph,
     picture,
 )
-from maskedclip.evaluation.report_names import PROTOCOLS, label_name
-from maskedclip.evaluation.report_scores import LabelScores, label_scores
-from maskedclip.evaluation.report_subject import Subject
-from maskedclip.evaluation.statistics import cluster_weights
-from maskedclip.evaluation.tasks import Prediction, Task
 
 # Bands of the AUROC in words, [ours]; the lower end of the interval decides.
 _BANDS = ((0.9, "very good"), (0.8, "good"), (0.7, "moderate"), (0.6, "weak"), (0.5, "poor"))

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from maskedclip.evaluation import metrics
 from maskedclip.evaluation.intervals import SHARE
 from maskedclip.evaluation.report_figures import roc_chart
-from maskedclip.evaluation.report_html import LeftOut, escape, figure, grid, numbers, paragraph, picture
 from maskedclip.evaluation.report_names import label_name
 from maskedclip.evaluation.report_subject import Evaluation, Subject
 from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
+from maskedclip.html import LeftOut, escape, figure, grid, numbers, paragraph, picture
 
 _CURVES = (
     ("linear", "encoder", "probe on f"),

@@ -11,8 +11,8 @@ import yaml
 
 from maskedclip.console import minutes
 from maskedclip.evaluation.report_figures import Line, curves
-from maskedclip.evaluation.report_html import LeftOut, escape, facts, figure, grid, paragraph, picture
 from maskedclip.evaluation.report_subject import Subject
+from maskedclip.html import LeftOut, escape, facts, figure, grid, paragraph, picture
 from maskedclip.recipe import Recipe, recipe_from_dict, recipe_path, shipped_recipes
 from maskedclip.training.checkpoint import list_checkpoints
 from maskedclip.training.monitor import collapse_message

@@ -17,9 +17,9 @@ from maskedclip.deployment.model import Model, load
 from maskedclip.errors import UserError
 from maskedclip.evaluation.compare import Key, compare_results
 from maskedclip.evaluation.evaluate import PREDICTION_SCHEMA
-from maskedclip.evaluation.report_html import LeftOut
 from maskedclip.evaluation.report_pictures import varied_rows
 from maskedclip.evaluation.statistics import Estimate
+from maskedclip.html import LeftOut
 from maskedclip.recipe import Recipe
 from maskedclip.training.rundir import RunDirectory
 

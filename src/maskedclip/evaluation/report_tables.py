@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskedclip.evaluation.compare import MACRO
-from maskedclip.evaluation.report_html import Table, escape, estimate, paragraph, reason
 from maskedclip.evaluation.report_names import DIRECTIONS, PROTOCOLS, label_name, row_name, verdict
 from maskedclip.evaluation.report_subject import Evaluation, Subject, measured_keys
+from maskedclip.html import Table, escape, estimate, paragraph, reason
 
 _METRICS = {"auprc": "AUPRC", "balanced_accuracy": "balanced accuracy"}  # beside AUROC, for every label
 _MORE_METRICS = {"accuracy": "accuracy", "quadratic_kappa": "quadratic kappa"}  # for labels of several classes

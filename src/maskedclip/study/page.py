@@ -9,8 +9,8 @@ from maskedclip.errors import UserError
 from maskedclip.evaluation.compare_read import MACRO
 from maskedclip.evaluation.compare_sheets import Sheet
 from maskedclip.evaluation.compare_table import to_latex, to_markdown
-from maskedclip.evaluation.report_html import Section, Table, escape, figure, grid, page, paragraph, picture
 from maskedclip.evaluation.report_names import row_name
+from maskedclip.html import Section, Table, escape, figure, grid, page, paragraph, picture
 from maskedclip.study.cells import read_result
 from maskedclip.study.definition import Cell, Study
 from maskedclip.study.figures import fraction_chart, validation_chart

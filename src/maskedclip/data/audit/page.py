@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,11 @@ from PIL import Image
 
 from maskedclip.data.audit.audit import Audit
 from maskedclip.data.audit.drift import NOTABLE
-from maskedclip.data.audit.html import escape, page, paragraph, picture, table
 from maskedclip.data.audit.identifiers import Hit, counts_by_kind
 from maskedclip.data.imaging import decode, encode_jpeg
 from maskedclip.data.store import Store, shard_files
 from maskedclip.errors import UserError
+from maskedclip.html import Section, Table, escape, page, paragraph, picture
 
 MOST_PAIRS, MOST_SINGLES, MOST_LINES = 200, 60, 60
 """What the page shows at most of pairs, of single pictures and of a table's rows; `--json` has all."""
@@ -35,7 +35,7 @@ def write_page(found: Audit, path: Path) -> Path:
     pairs = found.pairs
     wanted = {*pairs.first[order].tolist(), *pairs.second[order].tolist(), *letters.tolist(), *patients}
     shown = thumbnails(found.store, wanted)
-    sections = [
+    parts = [
         ("summary", "In short", _summary(found)),
         ("duplicates", "The same picture, or the same eye, twice", _pairs(found, order.tolist(), shown)),
         ("patients", "Patients in several splits", _patients(found, shown)),
@@ -47,6 +47,7 @@ def write_page(found: Audit, path: Path) -> Path:
         ("drift", "Differences between sources", _drift(found)),
         ("guide", "How to read this, and its limits", _GUIDE),
     ]
+    sections = [Section(anchor=anchor, title=name, body=body) for anchor, name, body in parts]
     title = f"Audit of {found.store.folders[0].resolve().name}"
     others = ", ".join(folder.resolve().name for folder in found.store.folders[1:])
     subtitle = f"{found.audited:,} images" + (f", against {others}" if others else "")
@@ -54,10 +55,15 @@ def write_page(found: Audit, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(page(title, subtitle, style, sections))
+            file.write(page(title=title, subtitle=subtitle, style=style, sections=sections))
     except FileExistsError:
         raise UserError(f"{path}: is there already, and nothing is overwritten: give another folder") from None
     return path
+
+
+def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Plain cells."""
+    return Table(caption=caption, columns=columns, rows=[[escape(cell) for cell in row] for row in rows]).render()
 
 
 def thumbnails(store: Store, rows: Iterable[int]) -> dict[int, bytes]:
@@ -97,7 +103,7 @@ def _summary(found: Audit) -> str:
 def _row(found: Audit, row: int, shown: dict[int, bytes]) -> str:
     patient = str(found.store.patients[row]) or "unknown"
     store = "" if row < found.audited else " (other store)"
-    drawn = picture(shown[row], f"Image {found.images[row]}") if row in shown else ""
+    drawn = picture(shown[row], "jpeg", f"Image {found.images[row]}") if row in shown else ""
     return (
         f"<div>{drawn}{escape(found.images[row])}{store}<br>"
         f'<span class="soft">{escape(found.splits[row])}, patient {escape(patient)}</span></div>'
@@ -165,7 +171,7 @@ def _contradictions(found: Audit) -> str:
         "Two readings of one picture that differ are an error of one of them; on the same eye at two visits they may "
         "both be right."
     )
-    return told + _rest(len(entries), len(rows)) + table("Labels", ("label", "one", "other", "likeness"), rows)
+    return told + _rest(len(entries), len(rows)) + _table("Labels", ("label", "one", "other", "likeness"), rows)
 
 
 def _letters(found: Audit, rows: list[int], shown: dict[int, bytes]) -> str:
@@ -183,9 +189,9 @@ def _identifiers(found: Audit) -> str:
     rows = [(str(found.images[hit.row]), hit.kind, hit.hint, _place(hit)) for hit in hits[:MOST_LINES]]
     return (
         paragraph("Masked, so that this page can be passed on: look the places up in the store.")
-        + table("Kinds", ("kind", "hits"), by_kind)
+        + _table("Kinds", ("kind", "hits"), by_kind)
         + _rest(len(hits), len(rows))
-        + table("Places", ("image", "kind", "shape", "characters"), rows)
+        + _table("Places", ("image", "kind", "shape", "characters"), rows)
     )
 
 
@@ -205,7 +211,7 @@ def _balance(found: Audit) -> str:
         )
         for entry in found.balance
     ]
-    return table("Share of the known rows, and rows", ("label", "class", *names), rows)
+    return _table("Share of the known rows, and rows", ("label", "class", *names), rows)
 
 
 def _share(share: float, count: int, is_class: bool) -> str:
@@ -224,7 +230,7 @@ def _texts(found: Audit) -> str:
         for text, count in told.frequent
     ]
     sentence = f"{told.texts:,} texts, {told.distinct:,} distinct, {told.once:,} of which occur once."
-    return paragraph(sentence) + (table("The most frequent", ("text", "rows", "share"), rows) if rows else "")
+    return paragraph(sentence) + (_table("The most frequent", ("text", "rows", "share"), rows) if rows else "")
 
 
 def _short(text: str, length: int = 120) -> str:
@@ -255,7 +261,7 @@ def _drift(found: Audit) -> str:
         f"(by {found.source}). A model may tell such sources apart by their pictures: evaluate on each by itself."
     )
     columns = ("source", "figure", "here", "elsewhere", "standardised difference", "rows")
-    return told + _rest(len(notable), len(entries)) + table("Figures", columns, rows)
+    return told + _rest(len(notable), len(entries)) + _table("Figures", columns, rows)
 
 
 _GUIDE = "".join(

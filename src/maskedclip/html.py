@@ -1,4 +1,7 @@
-"""The few pieces of HTML that a report is made of.  Every function escapes the plain text that it is given."""
+"""The few pieces of HTML that reports, studies and audits are made of.
+
+Every function escapes the plain text that it is given.
+"""
 
 import base64
 import html
