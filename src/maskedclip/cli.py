@@ -61,11 +61,15 @@ def _curate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoding", default="utf-8", help="of a CSV's text, e.g. latin-1")
     parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside the manifest's folder")
     parser.add_argument(
+        "--about", type=path, metavar="FILE", help="YAML for the data card: source, licence, consent, ..."
+    )
+    parser.add_argument(
         "--append", action="store_true", help="add the rows that STORE does not have yet, prepared as its own are"
     )
 
 
 def _curate(args: argparse.Namespace) -> None:
+    from maskedclip.data.card import read_provenance
     from maskedclip.data.curate import curate
     from maskedclip.data.curate_append import append
 
@@ -75,7 +79,7 @@ def _curate(args: argparse.Namespace) -> None:
         "allow_outside": args.allow_outside,
     }
     if args.append:
-        for name in ("size", "crop", "image_format"):
+        for name in ("size", "crop", "image_format", "about"):
             if getattr(args, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')}: new rows are prepared as the store's own; leave it out")
         done = append(args.manifest, args.out, **common)
@@ -86,6 +90,7 @@ def _curate(args: argparse.Namespace) -> None:
             size=args.size or 256,
             crop=args.crop or "fundus",
             encoding=args.image_format or "jpeg",
+            provenance=read_provenance(args.about) if args.about else None,
             **common,
         )
     counts = done.counts

@@ -80,7 +80,7 @@ def _content(store: Path) -> dict[str, str]:
 def test_curate__stores_what_the_schema_says(manifest: Path, tmp_path: Path) -> None:
     made = _curate(manifest, tmp_path / "store")
     assert sorted(path.name for path in made.out.iterdir()) == [
-        "README.md", "curation.json", "quarantine.csv", "shard-00000.parquet",
+        "README.md", "curation.json", "examples.jpg", "quarantine.csv", "shard-00000.parquet",
     ]  # fmt: skip
     schema = pq.read_schema(made.out / "shard-00000.parquet")
     assert schema.names == [

@@ -279,3 +279,23 @@ def test_store__is_read_by_duckdb_and_polars(source: Path, tmp_path: Path) -> No
     table = polars.scan_parquet(shards).select("id", "text", "label.grade").collect()
     assert table["id"].to_list() == store.ids
     assert table["text"].to_list() == store.texts
+
+
+def test_curate__card_shows_pictures_and_what_the_owner_says(source: Path, tmp_path: Path) -> None:
+    about = tmp_path / "about.yaml"
+    about.write_text("source: Clinic of Somewhere, 2015 to 2025\nlicence: CC BY 4.0\n")
+    manifest = write_manifest(source, range(8))
+    run(["curate", str(manifest), "--out", str(tmp_path / "store"), "--crop", "none", "--about", str(about)])
+    card = (tmp_path / "store" / "README.md").read_text()
+    assert "- Source of the images: Clinic of Somewhere, 2015 to 2025" in card
+    assert "- Consent and ethics approval: not given" in card
+    assert "![Some of the pictures](examples.jpg)" in card
+    sheet = np.asarray(Image.open(tmp_path / "store" / "examples.jpg"))
+    assert sheet.shape == (256, 768, 3)
+    first = np.asarray(Image.open(source / "0.png").resize((128, 128)), dtype=float)
+    assert np.abs(sheet[:128, :128] - first).mean() < 12
+    append(write_manifest(source, range(10)), tmp_path / "store", progress=False)
+    assert "- Licence and terms of use: CC BY 4.0" in (tmp_path / "store" / "README.md").read_text()
+    about.write_text("license: CC\n")
+    with pytest.raises(UserError, match="unknown key 'license'; known: source, licence"):
+        run(["curate", str(manifest), "--out", str(tmp_path / "other"), "--about", str(about)])

@@ -103,6 +103,11 @@ def test_find_field__grey_photograph() -> None:
     assert _overlap(_disc(grey=True), (50, 90, 350, 390)) > 0.97
 
 
+def test_find_field__dark_photograph_in_a_large_dark_frame_is_not_grey() -> None:
+    image = _disc(radius=110, stretch=0.75) // 3
+    assert _overlap(image, (90, 157.5, 310, 322.5)) > 0.95
+
+
 def test_find_field__letters_across_the_rim() -> None:
     picture = Image.fromarray(_disc())
     pen = ImageDraw.Draw(picture)
@@ -111,13 +116,15 @@ def test_find_field__letters_across_the_rim() -> None:
     assert _overlap(np.asarray(picture), (50, 90, 350, 390)) > 0.95
 
 
-@pytest.mark.parametrize("kind", ["spot", "head", "rectangle", "page", "tissue"])
+@pytest.mark.parametrize("kind", ["spot", "head", "small head", "rectangle", "page", "tissue"])
 def test_find_field__other_pictures_are_not_cropped(kind: str) -> None:
     random = np.random.Generator(np.random.Philox(1))
     if kind == "spot":
         image = _disc(edge=190)
     elif kind == "head":
         image = _disc(stretch=0.8, grey=True)
+    elif kind == "small head":
+        image = _disc(64, 64, row=32, column=32, radius=24, stretch=0.98, grey=True)
     elif kind == "rectangle":
         image = np.full((400, 480, 3), 3, np.uint8)
         image[60:330, 90:400] = random.integers(60, 200, (270, 310, 3))

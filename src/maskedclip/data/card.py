@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 
 from maskedclip.data.curate_row import RowSettings
 from maskedclip.data.shards import PICTURE, hf_name
+from maskedclip.errors import UserError
 
 FREQUENT_TEXTS = 10
 FREQUENT_CLASSES = 12
@@ -48,6 +52,8 @@ class CardData:
         rows: the stored rows of the manifest's table.
         schema: of the shards.
         quarantine: reason -> rows.
+        provenance: what the owner says of the images, by the keys of `PROVENANCE`.
+        examples: whether `examples.jpg` is beside the card.
     """
 
     name: str
@@ -58,6 +64,8 @@ class CardData:
     rows: pa.Table
     schema: pa.Schema
     quarantine: dict[str, int]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    examples: bool = False
 
 
 def write_card(data: CardData) -> str:
@@ -66,6 +74,7 @@ def write_card(data: CardData) -> str:
         _head(data.schema),
         f"# {data.name}\n\nA store of images, with reports where there are any, made by `maskedclip curate` "
         f"{data.version} from `{data.manifest}`.",
+        "![Some of the pictures](examples.jpg)" if data.examples else "",
         _counts(data),
         _texts(data.rows),
         _labels(data.rows),
@@ -74,7 +83,7 @@ def write_card(data: CardData) -> str:
         _columns(data.schema),
         _quarantine(data.quarantine),
         _OPENING,
-        _PROVENANCE,
+        _provenance(data.provenance),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -88,9 +97,9 @@ def _head(schema: pa.Schema) -> str:
         "dataset_info:",
         "  features:",
     ]
-    for field in schema:
-        kind = "image" if field.type == PICTURE else hf_name(field.type)
-        lines += [f'  - name: "{field.name}"', f"    dtype: {kind}"]
+    for column in schema:
+        kind = "image" if column.type == PICTURE else hf_name(column.type)
+        lines += [f'  - name: "{column.name}"', f"    dtype: {kind}"]
     return "\n".join([*lines, "---"])
 
 
@@ -163,15 +172,15 @@ def _settings(data: CardData) -> str:
 
 def _columns(schema: pa.Schema) -> str:
     lines = []
-    for field in schema:
-        name = field.name
+    for column in schema:
+        name = column.name
         if name.startswith("label."):
             meaning = "label; null: unknown"
         elif name.startswith("mask."):
             meaning = "mask: 8-bit PNG of one channel, and its path in the manifest; null: none"
         else:
             meaning = _MEANINGS.get(name, "carried along from the manifest")
-        lines.append((f"`{name}`", "picture" if field.type == PICTURE else str(field.type), meaning))
+        lines.append((f"`{name}`", "picture" if column.type == PICTURE else str(column.type), meaning))
     return "## Columns\n\n" + _table(("column", "type", "meaning"), lines)
 
 
@@ -195,13 +204,42 @@ import polars
 polars.scan_parquet("PATH_OF_THIS_FOLDER/shard-*.parquet").select("id", "text", "patient").collect()
 ```"""
 
-_PROVENANCE = """## Provenance, to be filled in by its owner
+PROVENANCE = {
+    "source": "Source of the images",
+    "licence": "Licence and terms of use",
+    "consent": "Consent and ethics approval",
+    "deidentification": "De-identification",
+    "contact": "Contact",
+}
+"""What `curate --about FILE` may say, and how the card calls it."""
 
-- Source of the images: not given
-- Licence and terms of use: not given
-- Consent and ethics approval: not given
-- De-identification: not given (files kept byte by byte keep their metadata)
-- Contact: not given"""
+
+def _provenance(given: Mapping[str, str]) -> str:
+    lines = [
+        f"- {name}: {_cell(given[key], 2000) if key in given else 'not given'}" for key, name in PROVENANCE.items()
+    ]
+    note = "Pictures that keep the bytes of their files keep the metadata in them."
+    return "\n".join(["## Provenance, as its owner gave it", "", *lines, "", note])
+
+
+def read_provenance(path: Path) -> dict[str, str]:
+    """A YAML file with some of the keys of `PROVENANCE`.
+
+    Raises:
+        UserError: it cannot be read, or says something else.
+    """
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--about {path}: cannot be read ({' '.join(str(error).split())}); give a YAML file") from None
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"--about {path}: holds no keys; give some of {', '.join(PROVENANCE)}")
+    for key, value in given.items():
+        if key not in PROVENANCE:
+            raise UserError(f"--about {path}: unknown key {key!r}; known: {', '.join(PROVENANCE)}")
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"--about {path}: {key}: give a sentence, not {value!r}")
+    return given
 
 
 def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

@@ -30,6 +30,7 @@ def curate(
     text_encoding: str = "utf-8",
     allow_outside: bool = False,
     progress: bool = True,
+    provenance: dict[str, str] | None = None,
 ) -> Curation:
     """Turn a manifest, or a folder of images, into a store.
 
@@ -42,6 +43,7 @@ def curate(
         encoding: `jpeg` (quality 95, 4:4:4) or `png`.
         text_encoding: of a CSV, TSV or JSON lines manifest.
         allow_outside: allow paths that leave the manifest's folder.
+        provenance: what the card says of the images' source and licence, by the keys of `card.PROVENANCE`.
         progress: show a bar with rate and time left on stderr.
 
     Raises:
@@ -57,7 +59,7 @@ def curate(
         raise UserError(f"{out}: exists already; name another folder with --out, or delete it")
     table = read_manifest(manifest, encoding=text_encoding, allow_outside=allow_outside)
     use_engine(engine)
-    work = Work.begin(table, out, settings)
+    work = Work.begin(table, out, settings, provenance=provenance)
     done_before = work.next
     with disk_full_told(work), progress_bar(len(table), work.next, shown=progress) as advance:
         work.run(engine, advance)

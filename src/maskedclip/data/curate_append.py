@@ -197,6 +197,8 @@ def _merge(work: Work, out: Path, about: dict[str, Any], had: pa.Table, new: Man
         rows=rows,
         schema=schema,
         quarantine=reasons,
+        provenance=about.get("provenance", {}),
+        examples=(out / "examples.jpg").is_file(),
     )
     text = write_card(card)
     for number, shard in enumerate(added):

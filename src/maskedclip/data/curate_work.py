@@ -30,6 +30,7 @@ import maskedclip
 from maskedclip.data.card import CardData, write_card
 from maskedclip.data.curate_engine import Engine, run_engine
 from maskedclip.data.curate_row import RowSettings
+from maskedclip.data.examples import example_sheet
 from maskedclip.data.manifest import Manifest
 from maskedclip.data.shards import (
     SCHEMA_VERSION,
@@ -99,9 +100,18 @@ class Work:
     stored: int = 0
     bytes: int = 0
     quarantine: list[Rejected]
+    provenance: dict[str, str]
 
     @classmethod
-    def begin(cls, manifest: Manifest, out: Path, settings: RowSettings, *, partial: Path | None = None) -> Work:
+    def begin(
+        cls,
+        manifest: Manifest,
+        out: Path,
+        settings: RowSettings,
+        *,
+        partial: Path | None = None,
+        provenance: dict[str, str] | None = None,
+    ) -> Work:
         """Make `OUT.partial`, or another folder, or go on in it if the same command left it."""
         partial = out.with_name(f"{out.name}.partial") if partial is None else partial
         work = cls(
@@ -112,6 +122,7 @@ class Work:
             schema=store_schema(manifest.table.schema),
             guard=_guard(manifest, settings),
             quarantine=[],
+            provenance=provenance or {},
         )
         try:
             partial.mkdir(parents=True, exist_ok=True)
@@ -215,6 +226,7 @@ class Work:
             "settings": asdict(self.settings),
             "counts": counts,
             "fingerprint": fingerprint,
+            **({"provenance": self.provenance} if self.provenance else {}),
             "checksums": {name: file_digest(self.partial / name) for name in map(shard_name, range(self.shards))},
             "seconds": round(seconds, 2),
             "images_per_second": round(images_per_second, 1),
@@ -228,7 +240,11 @@ class Work:
             rows=kept,
             schema=self.schema,
             quarantine=reasons,
+            provenance=self.provenance,
+            examples=True,
         )
+        shards = [self.partial / shard_name(number) for number in range(self.shards)]
+        write_atomically(self.partial / "examples.jpg", example_sheet(shards))
         write_atomically(self.partial / "quarantine.csv", quarantine_csv(self.quarantine))
         write_atomically(self.partial / "README.md", write_card(card).encode())
         write_atomically(self.partial / "curation.json", (json.dumps(about, indent=2) + "\n").encode())

@@ -50,7 +50,7 @@ def migrate_store(folder: Path, out: Path) -> int:
             write_shard(table.cast(stored_schema(table.schema)), partial / shard.name)
             checksums[shard.name] = file_digest(partial / shard.name)
             shown.advance(len(table))
-    for name in ("README.md", "quarantine.csv"):
+    for name in ("README.md", "quarantine.csv", "examples.jpg"):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, partial / name)
     new = about | {"schema_version": SCHEMA_VERSION, "checksums": checksums, "maskedclip": maskedclip.__version__}
