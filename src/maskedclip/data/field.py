@@ -7,14 +7,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy import ndimage
 
-from maskedclip.data.circle import Ellipse, fit_circle, fit_ellipse
+from maskedclip.data.field_shape import find_sides
 
 Crop = Literal["fundus", "none"]
 
 SEARCH_SIZE = 256  # px of the longer side on which the field is searched
-LEAST_POINTS = 24  # of an outline, for a shape to be sought in it
 TIGHT = 0.012  # a field this close to the frame (share of its side) is already cropped
 
 
@@ -133,29 +131,22 @@ def resize(image: np.ndarray, height: int, width: int, *, mode: str = "bicubic")
 def find_field(image: np.ndarray) -> Field:
     """Find the circular field of a fundus photograph.
 
-    The frame's dark corners give the background; what is lighter, its largest connected part, is the candidate; a
-    circle through its outline, robust to notches, dark sides and cuts at the frame, decides, or else an ellipse (a
-    circle that somebody squashed into a square).  The box is the circle's, within the frame.  Where neither is
-    convincing (a radiograph, a close-up that fills the frame, a montage) the frame is returned with `found=False`.
+    Light or dark surroundings, letters, borders, a dark side and straight cuts are seen through; how is told in
+    `maskedclip.data.field_shape`.  The box is that of the circle, or of the ellipse that somebody squashed it to, less
+    what straight edges cut off, within the frame.  Where no shape is convincing (a radiograph, a close-up that fills
+    the frame) the frame is returned with `found=False`.
 
     image: 8-bit RGB, (H, W, 3).
     """
     height, width = image.shape[:2]
     scale = max(1.0, max(height, width) / SEARCH_SIZE)
     small = resize(image, max(1, round(height / scale)), max(1, round(width / scale)), mode="bilinear")
-    light = np.maximum(np.maximum(small[:, :, 0], small[:, :, 1]), small[:, :, 2]).astype(np.float32)
-    shape = _find_shape(ndimage.uniform_filter(light, 3, mode="nearest"))
-    if shape is None:
+    sides = find_sides(small)
+    if sides is None:
         return Field(top=0, left=0, bottom=height, right=width, found=False)
     rows, columns = height / small.shape[0], width / small.shape[1]
-    return _boxed(shape, rows, columns, height, width)
-
-
-def _boxed(shape: Ellipse, rows: float, columns: float, height: int, width: int) -> Field:
-    """The box of a shape of a picture (rows, columns) times smaller; sides that all but touch the frame are its own."""
-    slack = max(1.0, TIGHT * max(height, width))
-    top, bottom = (shape.row - shape.tall) * rows, (shape.row + shape.tall + 1) * rows
-    left, right = (shape.column - shape.wide) * columns, (shape.column + shape.wide + 1) * columns
+    top, left, bottom, right = sides[0] * rows, sides[1] * columns, sides[2] * rows, sides[3] * columns
+    slack = max(1.0, TIGHT * max(height, width))  # a side that all but touches the frame is the frame's
     return Field(
         top=0 if top <= slack else round(top),
         left=0 if left <= slack else round(left),
@@ -163,62 +154,3 @@ def _boxed(shape: Ellipse, rows: float, columns: float, height: int, width: int)
         right=width if right >= width - slack else round(right),
         found=True,
     )
-
-
-def _find_shape(light: np.ndarray) -> Ellipse | None:
-    """The field in a small grey picture (h, w), or None."""
-    corner = max(2, min(light.shape) // 24)
-    corners = (light[:corner, :corner], light[:corner, -corner:], light[-corner:, :corner], light[-corner:, -corner:])
-    background = min(float(np.median(part)) for part in corners)
-    bright = float(np.percentile(light[::4, ::4], 99))
-    for share, least in ((0.08, 6.0), (0.03, 2.5), (0.2, 12.0)):  # usual, dark photographs, hazy backgrounds
-        part = _largest_part(light > background + max(least, share * (bright - background)))
-        points = _outline(part)
-        if len(points) < LEAST_POINTS:
-            continue
-        for fit in (fit_circle, fit_ellipse):
-            shape = fit(points)
-            if shape is not None and _is_convincing(shape, points, part):
-                return shape
-    return None
-
-
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask, (h, w) bool: overlaid letters are not it."""
-    labels = np.empty(mask.shape, dtype=np.int32)
-    ndimage.label(mask, output=labels)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return labels == sizes.argmax() if sizes.any() else np.zeros_like(mask)
-
-
-def _outline(part: np.ndarray) -> np.ndarray:
-    """The first and last px of each row and column of a part, those at the frame left out, (n, 2), at most 320."""
-    height, width = part.shape
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    points = np.concatenate(
-        [
-            np.stack([rows, part[rows].argmax(axis=1)], axis=1),
-            np.stack([rows, width - 1 - part[rows, ::-1].argmax(axis=1)], axis=1),
-            np.stack([part[:, columns].argmax(axis=0), columns], axis=1),
-            np.stack([height - 1 - part[::-1, columns].argmax(axis=0), columns], axis=1),
-        ]
-    )
-    free = (points > 1).all(axis=1) & (points[:, 0] < height - 2) & (points[:, 1] < width - 2)
-    points = points[free].astype(np.float64)
-    return points[:: 1 + len(points) // 320]
-
-
-def _is_convincing(shape: Ellipse, points: np.ndarray, part: np.ndarray) -> bool:
-    """Most of the outline lies on the shape, on opposite sides of it, and the part fills it and nothing else."""
-    height, width = part.shape
-    near = shape.distance(points) < shape.tolerance
-    if near.mean() < 0.5 or not 0.2 * min(height, width) < shape.radius < 0.8 * max(height, width):
-        return False
-    angles = np.sort(np.arctan2(points[near, 0] - shape.row, points[near, 1] - shape.column))
-    gap = np.diff(angles, append=angles[0] + 2 * np.pi).max()
-    rows, columns = np.ogrid[:height, :width]
-    grown = ((rows - shape.row) / (shape.tall + 2)) ** 2 + ((columns - shape.column) / (shape.wide + 2)) ** 2 <= 1
-    shared = np.count_nonzero(part & grown)
-    inside, filled = shared / max(1, np.count_nonzero(part)), shared / max(1, np.count_nonzero(grown))
-    return bool(gap < 1.2 * np.pi and inside > 0.97 and filled > 0.45)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -21,8 +22,14 @@ LEAST_POINTS = 24  # of an outline, for a shape to be sought in it
 DARK = 48.0  # grey levels: a ground up to here is a camera's own
 ALIKE = 28.0  # grey levels, in any channel, within which two colours are one
 BLUR = 1.0  # px by which smoothing and a low threshold widen a part at each side
+GREY = 0.06  # of the light that the spread of the channels is, below which a picture is grey
+LEAST_GREY = 96  # px of the shorter side of a grey picture, below which a head may pass for a circle
 FLAT = 0.42  # of a part's width that its outermost two rows reach: of a whole circle of the least radius 0.4
-SHARP = 0.35  # least fall of light over the edge, as a share of the light beside it
+SHARP = 0.35  # least sharpness of a field's edge
+CUT_SHARP = 0.7  # the same of a straight cut: a shade that darkens one side is straight too, but soft
+# Share of the picture's range and least grey levels above the ground, tried in turn: usual and dark photographs, then
+# grounds with haze.
+PASSES = ((0.08, 6.0), (0.03, 2.5), (0.2, 12.0), (0.4, 20.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +40,43 @@ class Ground:
     level: float
     framed: bool  # whether something bright around the ground was taken away, whose rim may be left
 
+    @cached_property
+    def bright(self) -> float:
+        """The light of the picture's brightest places, a hundredth of it."""
+        return float(np.percentile(self.light[::4, ::4], 99))
+
     def part(self, share: float, least: float) -> np.ndarray:
         """The largest connected part that is lighter than the ground by a share of the picture's range, (h, w) bool."""
-        bright = float(np.percentile(self.light[::4, ::4], 99))
-        mask = self.light > self.level + max(least, share * (bright - self.level))
+        mask = self.light > self.level + max(least, share * (self.bright - self.level))
         return _largest_part(ndimage.binary_opening(mask, iterations=2) if self.framed else mask)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A straight side of a part: how far from the frame, px, and whether the light ends there at once."""
+
+    depth: int
+    sharp: bool
+
+
+Cuts = tuple[Cut | None, Cut | None, Cut | None, Cut | None]  # top, left, bottom, right; None where the part is round
+
+
 def find_sides(small: np.ndarray) -> Sides | None:
-    """The sides of the field in a picture of 8-bit RGB (h, w, 3), beyond the frame where it is cut there, or None."""
-    grey = float(np.ptp(small[::4, ::4], axis=2).mean()) < 4
+    """The sides of the field in a picture of 8-bit RGB (h, w, 3), beyond the frame where it is cut there, or None.
+
+    Slices of heads are nearly elliptical too: grey pictures must be circles, more exactly, and not very small.
+    """
+    sample = small[::8, ::8]
+    grey = float(np.ptp(sample, axis=2).mean()) < GREY * float(sample.max(axis=2).mean())
+    if grey and min(small.shape[:2]) < LEAST_GREY:
+        return None
     for ground in _grounds(small):
-        for share, least in ((0.08, 6.0), (0.03, 2.5), (0.2, 12.0), (0.4, 20.0)):
-            # usual, dark photographs, hazy grounds, very hazy ones
+        for share, least in PASSES:
             part = ground.part(share, least)
-            cuts = _cuts(part, ground)
-            points = _outline(part, cuts)
+            rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+            cuts = _cuts(part, rows, columns, ground)
+            points = _outline(part, rows, columns, cuts)
             if len(points) < LEAST_POINTS:
                 continue
             for fit in (fit_circle,) if grey else (fit_circle, fit_ellipse):
@@ -56,9 +84,9 @@ def find_sides(small: np.ndarray) -> Sides | None:
                 if (
                     shape is not None
                     and _is_convincing(shape, points, part, least_near=0.75 if grey else 0.5)
-                    and _is_sharp(shape, ground)
+                    and _sharpness(shape, ground) >= SHARP
                 ):
-                    return _sides(shape, cuts)
+                    return _sides(shape, cuts, *part.shape)
     return None
 
 
@@ -73,17 +101,33 @@ def _grounds(small: np.ndarray) -> Iterator[Ground]:
         yield Ground(light=light, level=min(levels), framed=False)
     colours = np.array([np.median(corner, axis=(0, 1)) for corner in corners])
     colour = np.median(colours, axis=0)
-    if (np.abs(colours - colour).max(axis=1) < ALIKE).sum() >= 3 and colour.max() > DARK / 2:
+    alike = (np.abs(colours - colour).max(axis=1) < ALIKE).sum() >= 3
+    if alike and colour.max() > DARK / 2:
         yield Ground(light=_smooth(_distance(small, colour)), level=0.0, framed=False)
     ring = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
+    around = [colour] if alike else []
     colour = np.median(ring, axis=0)
-    if colour.max() > DARK and (np.abs(ring - colour).max(axis=1) < ALIKE).mean() > 0.7:
-        beside = _distance(small, colour) < ALIKE
-        rest = light[~beside]
-        if rest.size > 0.1 * light.size:
-            level = float(np.percentile(rest, 2))
-            if level <= DARK:
-                yield Ground(light=np.where(beside, np.float32(level), light), level=level, framed=True)
+    if (np.abs(ring - colour).max(axis=1) < ALIKE).mean() > 0.7:
+        around.append(colour)
+    for colour in around:
+        ground = _inside(small, light, colour) if colour.max() > DARK else None
+        if ground is not None:
+            yield ground
+
+
+def _inside(small: np.ndarray, light: np.ndarray, colour: np.ndarray) -> Ground | None:
+    """The dark ground inside a page or border of one colour, or None if it is not dark."""
+    labels = np.empty(light.shape, dtype=np.int32)
+    ndimage.label(_distance(small, colour) < ALIKE, output=labels)
+    ring = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    outside = np.isin(labels, ring[ring > 0])
+    rest = light[~outside]
+    if rest.size < 0.1 * light.size:
+        return None
+    level = float(np.percentile(rest, 2))
+    if level > DARK:
+        return None
+    return Ground(light=np.where(outside, np.float32(level), light), level=level, framed=True)
 
 
 def _smooth(grey: np.ndarray) -> np.ndarray:
@@ -104,40 +148,34 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return labels == sizes.argmax() if sizes.any() else np.zeros_like(mask)
 
 
-def _cuts(part: np.ndarray, ground: Ground) -> tuple[tuple[float, bool] | None, ...]:
-    """For top, left, bottom, right: where the part ends in a straight line and whether sharply; None where round."""
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+def _cuts(part: np.ndarray, rows: np.ndarray, columns: np.ndarray, ground: Ground) -> Cuts:
+    """The cuts of a part that has px in these rows and columns; none at the frame."""
     if len(rows) < 12 or len(columns) < 12:
-        return (None,) * 4
-    found = []
-    for turned in range(4):  # each time what is looked at is the top
-        across, along = (part, rows) if turned % 2 == 0 else (part.T, columns)
-        light = ground.light if turned % 2 == 0 else ground.light.T
-        if turned >= 2:
-            across, light, along = across[::-1], light[::-1], across.shape[0] - 1 - along[::-1]
-        found.append(_cut(across, light, int(along[0]), ground.level))
-    for side in (2, 3):
-        if found[side] is not None:
-            found[side] = (part.shape[side % 2] - found[side][0], found[side][1])
-    return tuple(found)
+        return None, None, None, None
+    (height, width), light = part.shape, ground.light
+    flipped_rows, flipped_columns = height - 1 - int(rows[-1]), width - 1 - int(columns[-1])
+    return (  # each time what is looked at is made the top
+        _cut(part, light, int(rows[0]), len(columns), ground.level),
+        _cut(part.T, light.T, int(columns[0]), len(rows), ground.level),
+        _cut(part[::-1], light[::-1], flipped_rows, len(columns), ground.level),
+        _cut(part.T[::-1], light.T[::-1], flipped_columns, len(rows), ground.level),
+    )
 
 
-def _cut(part: np.ndarray, light: np.ndarray, first: int, level: float) -> tuple[float, bool] | None:
-    """The cut at the top of a part whose first row is `first`, if there is one inside the frame."""
-    if first < 2 or first + 6 >= part.shape[0]:
+def _cut(part: np.ndarray, light: np.ndarray, first: int, wide: int, level: float) -> Cut | None:
+    """The cut at the top of a part that begins in row `first` and has px in `wide` columns."""
+    if first < 2 or first + 6 >= len(part):
         return None
-    reached = part[first : first + 2].any(axis=0)
-    if reached.sum() < FLAT * np.count_nonzero(part.any(axis=0)):
+    reached = part[first] | part[first + 1]
+    if np.count_nonzero(reached) < FLAT * wide:
         return None
-    inner = float(light[first + 4, reached].mean()) - level
-    outer = float(light[first - 2, reached].mean()) - level
-    return float(first), inner - outer > 0.7 * inner
+    inner, outer = (float(light[row, reached].mean()) - level for row in (first + 4, first - 2))
+    return Cut(depth=first, sharp=inner - outer > CUT_SHARP * inner)
 
 
-def _outline(part: np.ndarray, cuts: tuple[tuple[float, bool] | None, ...]) -> np.ndarray:
+def _outline(part: np.ndarray, rows: np.ndarray, columns: np.ndarray, cuts: Cuts) -> np.ndarray:
     """The first and last px of each row and column of a part, (n, 2), at most 320; not those at the frame or a cut."""
     height, width = part.shape
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     points = np.concatenate(
         [
             np.stack([rows, part[rows].argmax(axis=1)], axis=1),
@@ -146,9 +184,8 @@ def _outline(part: np.ndarray, cuts: tuple[tuple[float, bool] | None, ...]) -> n
             np.stack([height - 1 - part[::-1, columns].argmax(axis=0), columns], axis=1),
         ]
     )
-    least = [1.0 if cut is None else cut[0] + 1 for cut in cuts[:2]]
-    most = [side - 2.0 if cut is None else cut[0] - 2 for side, cut in zip((height, width), cuts[2:], strict=True)]
-    free = (points > least).all(axis=1) & (points < most).all(axis=1)
+    least = [1 if cut is None else cut.depth + 1 for cut in cuts]
+    free = (points > least[:2]).all(axis=1) & (points < np.array(part.shape) - 1 - least[2:]).all(axis=1)
     points = points[free].astype(np.float64)
     return points[:: 1 + len(points) // 320]
 
@@ -171,13 +208,11 @@ def _is_convincing(shape: Ellipse, points: np.ndarray, part: np.ndarray, *, leas
 _ANGLES = np.linspace(0, 2 * np.pi, 96, endpoint=False)
 
 
-def _is_sharp(shape: Ellipse, ground: Ground) -> bool:
-    """The light falls over the shape's edge as at a diaphragm, not as at the rim of a spot or of haze."""
-    return _sharpness(shape, ground) >= SHARP
-
-
 def _sharpness(shape: Ellipse, ground: Ground) -> float:
-    """The fall of light over the shape's edge as a share of the light beside it, weighted by that light, at most 1."""
+    """The fall of light over the shape's edge as a share of the light beside it, 0 to 1.
+
+    Near 1 at a diaphragm; a third at most at the rim of a soft spot or of haze.  Dark sides weigh nothing.
+    """
     height, width = ground.light.shape
     reach = np.array([-8.0, -3.0, 2.0])[:, None]  # px from the edge
     rows = np.round(shape.row + (shape.tall + reach) * np.sin(_ANGLES)).astype(np.int64)
@@ -189,11 +224,13 @@ def _sharpness(shape: Ellipse, ground: Ground) -> float:
     return float((inner - outer).clip(0).sum() / max(1e-6, float(np.maximum(beside, inner).clip(0).sum())))
 
 
-def _sides(shape: Ellipse, cuts: tuple[tuple[float, bool] | None, ...]) -> Sides:
+def _sides(shape: Ellipse, cuts: Cuts, height: int, width: int) -> Sides:
     """The box around a shape, in places px begin and end at, less what sharp cuts take from it."""
     tall, wide = shape.tall - BLUR, shape.wide - BLUR
-    sides = [shape.row - tall, shape.column - wide, shape.row + tall + 1, shape.column + wide + 1]
-    for side, cut in enumerate(cuts):
-        if cut is not None and cut[1]:
-            sides[side] = max(sides[side], cut[0] + BLUR) if side < 2 else min(sides[side], cut[0] - BLUR)
-    return sides[0], sides[1], sides[2], sides[3]
+    depths = [-np.inf if cut is None or not cut.sharp else cut.depth + BLUR for cut in cuts]
+    return (
+        max(shape.row - tall, depths[0]),
+        max(shape.column - wide, depths[1]),
+        min(shape.row + tall + 1, height - depths[2]),
+        min(shape.column + wide + 1, width - depths[3]),
+    )
