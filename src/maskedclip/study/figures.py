@@ -9,6 +9,8 @@ from maskedclip.study.cells import VALIDATION
 from maskedclip.study.definition import Study
 from maskedclip.study.results import Budget
 
+_MARKERS = "osD^vPX"  # beside the colours: seven are too many to be told apart by colour alone
+
 
 def fraction_chart(study: Study, budget: Budget, section: tuple[str, str]) -> tuple[bytes, str] | None:
     """Macro AUROC over the share of texts, a line a method, as SVG, and the same in words.
@@ -33,7 +35,7 @@ def fraction_chart(study: Study, budget: Budget, section: tuple[str, str]) -> tu
                 yerr=np.nan_to_num(spans),
                 color=COLOURS[place % len(COLOURS)],
                 linestyle=DASHES[place % len(DASHES)] if len(found) > 1 else "none",
-                marker="o",
+                marker=_MARKERS[place % len(_MARKERS)],
                 markersize=4,
                 capsize=2.5,
                 label=method,
@@ -76,6 +78,8 @@ def validation_chart(study: Study, budget: Budget) -> bytes | None:
                 color=COLOURS[place % len(COLOURS)],
                 linestyle=DASHES[fractions.index(group.text_fraction) % len(DASHES)],
                 linewidth=1.1,
+                marker=_MARKERS[place % len(_MARKERS)],
+                markersize=3.5,
                 label=name,
             )
         axes.set_xlabel("minutes of training")
