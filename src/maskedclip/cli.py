@@ -21,7 +21,7 @@ from maskedclip.cli_machine import MACHINE_VERBS
 from maskedclip.cli_manifest import MANIFEST_VERBS
 from maskedclip.cli_store import STORE_VERBS
 from maskedclip.cli_study import STUDY_VERBS
-from maskedclip.cli_verb import Verb, VerbParser, add_config, boolean, path, say_next
+from maskedclip.cli_verb import Verb, VerbParser, add_config, add_manifest_reading, boolean, path, say_next
 from maskedclip.cli_volumes import VOLUME_VERBS
 from maskedclip.errors import CheckFailed, UserError
 
@@ -58,8 +58,7 @@ def _curate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
     parser.add_argument("--image-format", choices=["jpeg", "png"], default=None, help="png is lossless; default jpeg")
-    parser.add_argument("--encoding", default="utf-8", help="of a CSV's text, e.g. latin-1")
-    parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside the manifest's folder")
+    add_manifest_reading(parser)
     parser.add_argument(
         "--about", type=path, metavar="FILE", help="YAML for the data card: source, licence, consent, ..."
     )

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.cli_verb import Verb, add_manifest_reading, path, say_next
 from maskedclip.errors import CheckFailed, UserError
 
 # --- audit -----------------------------------------------------------------------------------------------------------
@@ -41,9 +41,8 @@ def _audit(args: argparse.Namespace) -> None:
     from maskedclip.data.audit.fix import check_new, dropped_file, write_fix
     from maskedclip.data.audit.page import write_page
 
-    for new in (args.json,):
-        if new is not None and new.exists():
-            raise UserError(f"{new}: is there already, and nothing is overwritten: give another name")
+    if args.json is not None and args.json.exists():
+        raise UserError(f"{args.json}: is there already, and nothing is overwritten: give another name")
     if args.fix is not None:
         check_new(args.fix)
     page = None if args.out is None else args.out / "audit.html"
@@ -109,8 +108,7 @@ def _split_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="by the hash of seed and patient alone: the same without --keep too, label rates alike only on average",
     )
-    parser.add_argument("--encoding", default="utf-8", help="of a CSV's text, e.g. latin-1")
-    parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside the manifest's folder")
+    add_manifest_reading(parser)
 
 
 def _split(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.cli_verb import Verb, add_manifest_reading, path, say_next
 from maskedclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def _manifest_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--write-prompts", type=path, metavar="FILE", help="write the table of sentences, to edit")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of sentences")
-    parser.add_argument("--encoding", default="utf-8", help="of a CSV's text, e.g. latin-1")
-    parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside the manifest's folder")
+    add_manifest_reading(parser)
 
 
 def _manifest(args: argparse.Namespace) -> None:

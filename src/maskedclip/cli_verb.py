@@ -48,6 +48,12 @@ def say_next(*lines: str) -> None:
         print(line)
 
 
+def add_manifest_reading(parser: argparse.ArgumentParser) -> None:
+    """How a manifest is read, of the verbs that read one."""
+    parser.add_argument("--encoding", default="utf-8", help="of a CSV's text, e.g. latin-1")
+    parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside the manifest's folder")
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """--config, of the verbs that take a recipe."""
     parser.add_argument(

@@ -7,10 +7,12 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from maskedclip.errors import UserError
 
 UNDEFINED = "undefined"
+_STYLE = Path(__file__).with_suffix(".css")
 
 
 class LeftOut(Exception):
@@ -120,15 +122,18 @@ def why_not(error: LeftOut | UserError) -> str:
     return reason(" ".join(str(error).split()))
 
 
-def page(*, title: str, subtitle: str, style: str, sections: Sequence[Section]) -> str:
-    """The whole file: no script, nothing fetched; a policy in its head forbids both, whatever a text may smuggle in."""
+def page(*, title: str, subtitle: str, sections: Sequence[Section], style: str = "") -> str:
+    """The whole file: no script, nothing fetched; a policy in its head forbids both, whatever a text may smuggle in.
+
+    style: further rules of this page.
+    """
     links = "".join(f'<li><a href="#{escape(part.anchor)}">{escape(part.title)}</a></li>' for part in sections)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}{style}</style></head>\n<body>\n"
         f'<header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p>'
         f'<nav aria-label="Sections"><ol>{links}</ol></nav></header>\n<main>\n'
         + "\n".join(part.render() for part in sections)

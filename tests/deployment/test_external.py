@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from maskedclip.data.store import open_store
-from maskedclip.deployment.external import at_size, open_model
+from maskedclip.deployment.external import open_model
 from maskedclip.deployment.external_layout import layout_of, read_layout
 from maskedclip.deployment.model import Model, load
 from maskedclip.errors import UserError
@@ -128,8 +128,8 @@ def test_open_model__sizes(tmp_path: Path, store: Path) -> None:
         open_model(f"{path}@70")
     model = open_model(path)
     assert isinstance(model, Model)
-    other, again = at_size(model, 96), at_size(model, 96)
-    assert at_size(model, 224) is model
+    other, again = model.at_size(96), model.at_size(96)
+    assert model.at_size(224) is model
     assert other.fingerprint == again.fingerprint != model.fingerprint
     assert other.features(open_store(store), np.arange(3))["encoder"].shape == (3, 192)
     assert other.patch_features(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))["encoder"].shape == (1, 36, 192)

@@ -58,6 +58,10 @@ class PixelModel:
             encoder=SimpleNamespace(patch_size=PATCH, num_class_tokens=0), config=SimpleNamespace(size=SIDE)
         )
 
+    def at_size(self, size: int, where: str) -> "PixelModel":
+        assert size == SIDE
+        return self
+
     def patch_features(self, images: "NDArray") -> dict[str, NDArray]:
         grey = np.asarray(images, np.float32).mean(axis=1)
         count = SIDE // PATCH

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from maskedclip.cli import run
@@ -159,3 +161,23 @@ def _overrides() -> dict[str, object]:
     from maskedclip.cli_study import _overrides as parse
 
     return parse(FIELDS)
+
+
+def test_study__precision_of_the_features_changes_them_a_little_and_nothing_else(place: Path) -> None:
+    (place / "half.yaml").write_text(
+        "config: [tiny]\nmethods: {clip: clip}\ngrid: [{methods: [clip], text_fractions: [1.0], seeds: [0]}]\n"
+        "steps: 4\nprotocols: [linear]\nreplicates: 20\n"
+    )
+    scores = {}
+    for precision in ("32-true", "bf16-mixed"):
+        text = (place / "half.yaml").read_text() + f"precision: {precision}\n"
+        (place / f"{precision}.yaml").write_text(text)
+        out = place / f"out-{precision}"
+        run(["study", str(place / f"{precision}.yaml"), "--out", str(out), "--data", str(place / "store"), *FIELDS])
+        table = pq.read_table(next((out / "cells").glob("*/evaluation/predictions.parquet")))
+        scores[precision] = np.asarray(table.column("score").to_pylist())
+    difference = np.abs(scores["32-true"] - scores["bf16-mixed"])
+    assert 0 < difference.max() < 0.1
+    (place / "half.yaml").write_text((place / "half.yaml").read_text() + "precision: half\n")
+    with pytest.raises(UserError, match="precision: 'half' is neither 32-true nor bf16-mixed"):
+        run(["study", str(place / "half.yaml"), "--out", str(place / "x"), "--data", str(place / "store"), *FIELDS])

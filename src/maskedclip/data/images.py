@@ -23,8 +23,6 @@ def image_batches(store: Store, rows: np.ndarray, *, size: int, batch: int) -> I
     lock.
     """
     starts = range(0, len(rows), batch)
-    if len(rows) and store.decoded is None:
-        store.image_bytes(int(rows[0]))  # opens the pictures, which several threads must not do at once
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
         waiting: deque[list[Future[Tensor]]] = deque()
         for start in starts:

@@ -191,9 +191,7 @@ def _open(data: bytes) -> Image.Image | None:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise too_large() from error
-    except (
-        Exception
-    ) as error:  # among them Pillow's UnidentifiedImageError, and what damaged headers make it stumble on
+    except Exception as error:  # Pillow's UnidentifiedImageError, and what damaged headers make it stumble on
         if is_tiff(data) and not isinstance(error, MemoryError):
             return None
         raise UndecodableImage(_why_unknown(data, error)) from error

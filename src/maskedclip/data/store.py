@@ -7,6 +7,7 @@ so a read is a page fault), in `STORE/.cache` or, where that cannot be written, 
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,7 @@ class Store:
         """Pixels of all rows, when `decode_store` has made them."""
         self._images: list[pa.Array] | None = None
         self._starts: np.ndarray | None = None
+        self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reopen in a spawned process instead of copying."""
@@ -134,8 +136,11 @@ class Store:
     def image_bytes(self, row: int) -> bytes | memoryview:
         """The encoded image of one row, read through the memory map."""
         if self._images is None:
-            self._images = [array for folder in self.folders for array in _image_arrays(folder)]
-            self._starts = np.cumsum([0, *(len(array) for array in self._images)])
+            with self._opening:  # threads may ask for their first images at once
+                if self._images is None:
+                    images = [array for folder in self.folders for array in _image_arrays(folder)]
+                    self._starts = np.cumsum([0, *(len(array) for array in images)])
+                    self._images = images
         assert self._starts is not None
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         return memoryview(self._images[shard][row - int(self._starts[shard])].as_buffer())

@@ -5,11 +5,8 @@ at its own input size but with no more pixels than a stored picture has (a DINOv
 store).  To compare at equal cost, give each the same size, as in `timm:NAME@112`.
 """
 
-import hashlib
-import json
 import logging
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +20,8 @@ from maskedclip.deployment.external_open_clip import CONFIG, OpenClipModel, load
 from maskedclip.deployment.model import Model, load
 from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import MaskedCLIP, ModelConfig
-from maskedclip.models.resizing import check_size, fitting_size, resized
-from maskedclip.models.saving import Preprocessing, SavedModel
+from maskedclip.models.resizing import check_size, fitting_size
+from maskedclip.models.saving import Preprocessing, SavedModel, weights_fingerprint
 from maskedclip.models.vit import build_image_encoder
 from maskedclip.recipe_sections import IMAGENET_MEAN, IMAGENET_STD
 
@@ -68,7 +65,7 @@ def open_model(
         return load_open_clip(path, chosen, size=size, stored_size=stored_size, crop=crop)
     if path.is_dir():
         model = load(path, device=str(chosen))
-        return model if size is None else at_size(model, size, spec)
+        return model if size is None else model.at_size(size, spec)
     if path.suffix in _PICKLES and path.is_file():
         raise UserError(
             f"{name}: may hold code (a pickle), which is never loaded; convert it once with "
@@ -81,26 +78,6 @@ def open_model(
         f"{name}: no such model; give a run directory, timm:NAME, timm:NAME=FILE.safetensors, FILE.safetensors or a "
         f"folder with {CONFIG}, each with @SIZE or without"
     )
-
-
-def at_size(model: Model, size: int, where: str = "size") -> Model:
-    """The same model with another input size, positions resampled; `where` is named in errors.
-
-    Raises:
-        UserError: the size is no multiple of the patch.
-    """
-    module = resized(model.module, size, where)
-    if module is model.module:
-        return model
-    before = model.preprocessing
-    preprocessing = Preprocessing(
-        crop=before.crop,
-        stored_size=max(before.stored_size, size),
-        size=size,
-        mean=before.mean,
-        std=before.std,
-    )
-    return Model(SavedModel(module, model._tokenizer, preprocessing, _fingerprint(module, preprocessing)), model.device)
 
 
 def _split_size(spec: str) -> tuple[str, int | None]:
@@ -175,7 +152,7 @@ def _encoder_model(
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
     )
-    return Model(SavedModel(module, None, preprocessing, _fingerprint(module, preprocessing)), device)
+    return Model(SavedModel(module, None, preprocessing, weights_fingerprint(module, preprocessing)), device)
 
 
 def _in_the_users_words(name: str, message: str) -> str:
@@ -188,12 +165,3 @@ def _in_the_users_words(name: str, message: str) -> str:
         )
     message = re.sub(r"^model\.image_(weights|encoder): ", "", message)
     return f"{name}: {message.replace('model.image_encoder must name', 'timm:NAME=FILE must name')}"
-
-
-def _fingerprint(module: MaskedCLIP, preprocessing: Preprocessing) -> str:
-    """Of architecture, weights and preprocessing: what a feature depends on."""
-    digest = hashlib.sha256(json.dumps([module.config.to_dict(), asdict(preprocessing)], sort_keys=True).encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

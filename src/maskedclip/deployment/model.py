@@ -1,6 +1,7 @@
 """A trained model in a user's hands: images and texts in, features and answers out, offline, from a run alone."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from maskedclip.data.store import Store
 from maskedclip.data.transforms import resize
 from maskedclip.errors import UserError
 from maskedclip.models.features import BATCH, stack_features, text_features, to_input
-from maskedclip.models.saving import SavedModel, read_model
+from maskedclip.models.resizing import resized
+from maskedclip.models.saving import SavedModel, read_model, weights_fingerprint
 
 Photograph = str | Path | bytes | Image.Image | np.ndarray
 """A path, encoded bytes, a Pillow image, or a uint8 array (H, W, 3) or (H, W)."""
@@ -128,6 +130,19 @@ class Model:
             if self.module.image_projection is not None:
                 spaces["bridge"] = self.module.bridge(tokens)
             return {name: self.module.encoder.patches(value).cpu().numpy() for name, value in spaces.items()}
+
+    def at_size(self, size: int, where: str = "size") -> "Model":
+        """The same model with another input size, positions resampled; `where` is named in errors.
+
+        Raises:
+            UserError: the size is no multiple of the patch.
+        """
+        module = resized(self.module, size, where)
+        if module is self.module:
+            return self
+        preprocessing = replace(self.preprocessing, stored_size=max(self.preprocessing.stored_size, size), size=size)
+        saved = SavedModel(module, self._tokenizer, preprocessing, weights_fingerprint(module, preprocessing))
+        return Model(saved, self.device)
 
     def _known(self, output: str) -> str:
         known = ["encoder", "bridge", "projected"] if self.has_text else ["encoder"]

@@ -69,9 +69,7 @@ def dense_probe(model: Any, store: Store, weights: NDArray, *, size: int | None 
     patch = model.module.encoder.patch_size
     side = fitting_size(store.crop["size"], patch) if size is None else size
     check_size(side, patch, "--dense-size")
-    from maskedclip.deployment.external import at_size
-
-    sized = at_size(model, side, "--dense-size")
+    sized = model.at_size(side, "--dense-size")
     section: dict[str, Any] = {}
     rows_of_table: list[dict[str, Any]] = []
     shown: list[Shown] = []
@@ -244,8 +242,8 @@ def _chosen(heads: Sequence[DenseHead], tokens: NDArray, pixels: Sequence[Pixels
             for part, scores in ((part, best.probabilities(table)) for table, part in zip(tokens, pixels, strict=True))
         ]
     )
-    means = np.nansum(curves, axis=0)
-    return best.at(float(THRESHOLDS[int(np.argmax(means))]))
+    totals = np.nansum(curves, axis=0)
+    return best.at(float(THRESHOLDS[int(np.argmax(totals))]))
 
 
 def _figures(pixels: Pixels, probability: NDArray, threshold: float) -> dict[str, float]:

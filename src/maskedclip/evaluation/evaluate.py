@@ -208,7 +208,9 @@ def _fine_tuned(case: Case, protocol: str, settings: FineTuneSettings | None) ->
 
 def _dense(case: Case, size: int | None) -> DenseResult | dict:
     """The dense probe of all masks, or why there is none."""
-    if not isinstance(case.store, Store) or not mask_names(case.store):
+    if not isinstance(case.store, Store):
+        return {"skipped": "the dense probe reads masks from the test split of a store on the disk"}
+    if not mask_names(case.store):
         return {"skipped": "the store has no mask.* column"}
     if not hasattr(case.model, "patch_features"):
         return {"skipped": "this model gives no patch tokens; give a run, timm:NAME or a .safetensors file"}

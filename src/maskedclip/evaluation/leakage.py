@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from maskedclip.data.audit.bands import HashIndex
 from maskedclip.data.store import Store
 from maskedclip.training.seen import SEEN
 
@@ -18,7 +19,6 @@ from maskedclip.training.seen import SEEN
 # ODIR and an EyePACS photograph, surely of different eyes, none agree in all and 20 differ in at most 2 bits (213 more
 # in 4), so by chance about one test image of a hundred has such a partner among 4,000.
 NEAR = 2
-_CHUNK = 16_000_000  # distances held at once
 _LISTED = 5
 
 
@@ -51,19 +51,6 @@ def seen_in_pretraining(run: Path, store: Store, rows: NDArray[np.int64]) -> dic
     return found
 
 
-def nearest_distance(queries: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Least number of differing bits between each query (m,) and any of `known` (s,), 64 where there is none: (m,)."""
-    if len(known) == 0:
-        return np.full(len(queries), 64, np.uint8)
-    known = np.unique(known)
-    step = max(1, _CHUNK // len(known))
-    parts = [
-        np.bitwise_count(queries[start : start + step, None] ^ known[None, :]).min(axis=1)
-        for start in range(0, len(queries), step)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
-
-
 def _same(table: pa.Table, seen: pa.Table, column: str) -> NDArray[np.bool_] | None:
     """Rows whose value was seen, (m,); None where the store or the run does not have the column."""
     if column not in table.column_names or seen.column(column).null_count == len(seen):
@@ -85,7 +72,10 @@ def _near(table: pa.Table, seen: pa.Table) -> NDArray[np.bool_]:
     given = table.column(column).to_pylist()
     queries = np.array([0 if value is None else int(value, 16) for value in given], dtype=np.uint64)
     known = np.array([int(value, 16) for value in seen.column(column).drop_null().to_pylist()], dtype=np.uint64)
-    return (nearest_distance(queries, known) <= NEAR) & np.array([value is not None for value in given])
+    near = np.zeros(len(queries), bool)
+    for found, _ in HashIndex(known, NEAR).search(queries):
+        near[found] = True
+    return near & np.array([value is not None for value in given])
 
 
 def _patients(store: Store, rows: NDArray[np.int64], seen: pa.Table) -> NDArray[np.bool_]:

@@ -75,9 +75,7 @@ def write_report(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(
-        page(title=shown, subtitle=subtitle, style=_text("report.css"), sections=sections), encoding="utf-8"
-    )
+    partial.write_text(page(title=shown, subtitle=subtitle, sections=sections), encoding="utf-8")
     partial.replace(path)
     return path
 

@@ -147,3 +147,12 @@ def _fingerprint(folder: Path) -> str:
     for name in (_WEIGHTS, "preprocessing.json"):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(module: MaskedCLIP, preprocessing: Preprocessing) -> str:
+    """Of architecture, weights and preprocessing: what a feature depends on."""
+    digest = hashlib.sha256(json.dumps([module.config.to_dict(), asdict(preprocessing)], sort_keys=True).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from maskedclip.errors import UserError
@@ -38,8 +37,7 @@ def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, li
     for budget in budgets:
         sections.append(Section(anchor=budget.name, title=budget.title, body=_budget(study, budget)))
     sections.append(Section(anchor="how", title="How it was done", body=_how(study, out)))
-    style = resources.files("maskedclip.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    html = page(title=f"Study: {study.name.replace('_', ' ')}", subtitle=progress, style=style, sections=sections)
+    html = page(title=f"Study: {study.name.replace('_', ' ')}", subtitle=progress, sections=sections)
     _write(out / "study.html", html)
     _write(out / "study.md", to_markdown(tables))
     _write(out / "study.tex", to_latex(tables))

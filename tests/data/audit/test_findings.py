@@ -8,7 +8,7 @@ from maskedclip.data.audit.burnt_in import LEAST_LETTERS, letters_outside
 from maskedclip.data.audit.drift import drift, is_source
 from maskedclip.data.audit.labels import balance
 from maskedclip.data.audit.texts import repetition
-from maskedclip.data.audit.union import Union
+from maskedclip.data.audit.union import linked_groups
 from tests.data.audit.eyes import eye
 
 
@@ -61,8 +61,6 @@ def test_letters_outside__writing_on_the_background(seed: int) -> None:
     assert letters_outside(np.full((64, 64), 200, np.uint8)) == 0
 
 
-def test_union__links_through_others() -> None:
-    groups = Union(6)
-    for one, two in ((4, 5), (0, 3), (3, 5)):
-        groups.join(one, two)
-    assert groups.groups() == [[0, 3, 4, 5]]
+def test_linked_groups__links_through_others() -> None:
+    assert linked_groups(9, [(4, 5), (0, 3), (3, 5), (8, 7)]) == [[0, 3, 4, 5], [7, 8]]
+    assert linked_groups(3, []) == []

@@ -279,9 +279,6 @@ def _drift(store: Store, statistics: NDArray[np.float32], source: str | None) ->
     figures: dict[str, NDArray] = {name: statistics[:, place] for place, name in enumerate(STATISTICS)}
     if "source_width" in store.table.column_names:
         figures["width of the file"] = store.table.column("source_width").cast(pa.float64()).to_numpy()
-    for name in store.table.column_names:
-        if name.startswith("quality."):
-            figures[name] = store.table.column(name).cast(pa.float64()).to_numpy()
     figures |= {f"label {name}": values for name, values in store.labels.items()}
     if source is None and len(store.sizes) > 1:
         names = _distinct(store.folders)

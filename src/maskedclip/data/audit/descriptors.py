@@ -23,12 +23,12 @@ from maskedclip.data.audit.burnt_in import letters_outside
 from maskedclip.data.audit.likeness import ROUGH_SIDE, rough_structure
 from maskedclip.data.audit.windows import SIDE, WINDOWS, window_hashes
 from maskedclip.data.imaging import UndecodableImage, decode
+from maskedclip.data.quality import QUALITY, quality
 from maskedclip.data.store import Store, shard_files
 from maskedclip.errors import UserError
 
-STATISTICS = ("brightness", "contrast", "red", "green", "blue", "sharpness", "field share")
-"""Of the lit part of a picture: mean and spread of grey, means of the colours (0 to 255), mean absolute second
-difference of grey at the stored size, and the lit part's share of the picture."""
+STATISTICS = (*QUALITY, "red", "green", "blue")
+"""The quality figures of a picture, and the means of the colours of its lit part, 0 to 255."""
 _LIT = 25  # grey levels: what is brighter belongs to the field
 _BATCH = 256
 _WHOLE = WINDOWS[:1]
@@ -115,23 +115,13 @@ def _described(data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.float32], int
         return error
     grey = Image.fromarray(pixels).convert("L")
     shrunk = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
-    return shrunk, _statistics(pixels, np.asarray(grey)), letters_outside(pixels.max(axis=2))
+    return shrunk, _statistics(pixels), letters_outside(pixels.max(axis=2))
 
 
-def _statistics(pixels: NDArray[np.uint8], grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    lit = (pixels.max(axis=2) > _LIT).astype(np.float32)
-    count = lit.sum()
-    if count == 0:
-        return np.zeros(len(STATISTICS), np.float32)
-    values, weight = grey.astype(np.float32), lit.ravel()
-    mean = weight @ values.ravel() / count
-    spread = np.sqrt(weight @ (values.ravel() - mean) ** 2 / count)
-    colours = weight @ pixels.reshape(-1, 3).astype(np.float32) / count
-    middle = values[1:-1, 1:-1]
-    second = np.abs(4 * middle - values[:-2, 1:-1] - values[2:, 1:-1] - values[1:-1, :-2] - values[1:-1, 2:])
-    inner = lit[1:-1, 1:-1]
-    sharpness = (second * inner).sum() / max(1.0, inner.sum())
-    return np.array([mean, spread, *colours, sharpness, count / lit.size], np.float32)
+def _statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    lit = pixels.max(axis=2) > _LIT
+    colours = pixels[lit].mean(axis=0) if lit.any() else np.zeros(3)
+    return np.array([*quality(pixels).values(), *colours], np.float32)
 
 
 def _perceptual(store: Store, computed: NDArray[np.uint64]) -> NDArray[np.uint64]:

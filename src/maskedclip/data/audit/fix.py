@@ -19,7 +19,7 @@ from pyarrow import csv
 
 from maskedclip.data.audit.audit import Audit, picture_paths
 from maskedclip.data.audit.labels import unknown
-from maskedclip.data.audit.union import Union
+from maskedclip.data.audit.union import linked_groups
 from maskedclip.data.masks import PREFIX
 from maskedclip.data.shards import COMPUTED
 from maskedclip.data.store import shard_files
@@ -55,10 +55,8 @@ def plan_fix(found: Audit) -> Plan:
     count = found.audited
     kept, why = np.ones(count, bool), [""] * count
     merit = _merit(found)
-    copies = Union(len(found.store))
-    for place in np.flatnonzero(found.pairs.same).tolist():
-        copies.join(int(found.pairs.first[place]), int(found.pairs.second[place]))
-    for group in copies.groups():
+    copies = np.stack([found.pairs.first, found.pairs.second], axis=1)[found.pairs.same]
+    for group in linked_groups(len(found.store), copies.tolist()):
         foreign = [row for row in group if row >= count]
         own = [row for row in group if row < count]
         for row in own:
@@ -86,18 +84,18 @@ def plan_fix(found: Audit) -> Plan:
 def _join_people(found: Audit, kept: NDArray[np.bool_], splits: NDArray[np.str_], why: list[str]) -> None:
     """Give one split to whoever is linked by a picture or by a name; changes its arguments."""
     count = found.audited
-    people = Union(len(found.store))
+    links: list[tuple[int, int]] = []
     reasons: dict[int, str] = {}
     first_of: dict[int, int] = {}
     for row, code in enumerate(found.patients.tolist()):
         if code >= 0:
-            people.join(first_of.setdefault(code, row), row)
+            links.append((first_of.setdefault(code, row), row))
     for entry in found.crossing_patients:
         reasons |= dict.fromkeys(entry.rows, f"patient '{entry.name}' was in several splits")
     for one, two in zip(found.pairs.first.tolist(), found.pairs.second.tolist(), strict=True):
-        people.join(one, two)  # dropped copies too: they tell that two names are one person
+        links.append((one, two))  # dropped copies too: they tell that two names are one person
         reasons[one], reasons[two] = (f"shows the same eye as {found.images[other]}" for other in (two, one))
-    for group in people.groups():
+    for group in linked_groups(len(found.store), links):
         own = [row for row in group if row < count and kept[row]]
         if len({found.splits[row] for row in group}) < 2 or not own:
             continue

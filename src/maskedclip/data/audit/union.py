@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 
-class Union:
-    """Disjoint sets of the numbers below `count` (union by the lower root, path halving)."""
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
 
-    def find(self, row: int) -> int:
-        """The lowest row of a row's group."""
-        parent = self._parent
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    def join(self, one: int, two: int) -> None:
-        """Make one group of two."""
-        one, two = self.find(one), self.find(two)
-        self._parent[max(one, two)] = min(one, two)
-
-    def groups(self) -> list[list[int]]:
-        """Groups of two rows or more, each ascending, in the order of their lowest rows."""
-        found: dict[int, list[int]] = {}
-        for row in range(len(self._parent)):
-            found.setdefault(self.find(row), []).append(row)
-        return [group for group in found.values() if len(group) > 1]
+def linked_groups(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Groups of two rows or more of the rows below `count`, each ascending, in the order of their lowest rows."""
+    ends = np.array(list(links), dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    _, group = connected_components(graph, directed=False)
+    order = np.argsort(group, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    return sorted(part.tolist() for part in parts if len(part) > 1)
