@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from fields_planted import DIFFICULTIES, OTHERS, Box, discs_of, discs_of_drive, slices
+from fields_others import OTHERS, slices
+from fields_planted import DIFFICULTIES, Box, discs_of, discs_of_drive
 from PIL import Image, ImageDraw
 
 from maskedclip.console import bar

@@ -102,10 +102,10 @@ def place(
     ]
     share = ((1 - away) * min(tall, wide) + 0.5).clip(0, 1)[:, :, None]
     canvas = share * np.stack(channels, axis=2) + (1 - share) * np.broadcast_to(background, 3)
-    return Scene(canvas=_bytes(canvas), row=row, column=column, tall=tall, wide=wide)
+    return Scene(canvas=to_bytes(canvas), row=row, column=column, tall=tall, wide=wide)
 
 
-def _bytes(values: np.ndarray) -> np.ndarray:
+def to_bytes(values: np.ndarray) -> np.ndarray:
     return np.round(values).clip(0, 255).astype(np.uint8)
 
 
@@ -149,7 +149,7 @@ def page(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, Box
     return scene.canvas, scene.box
 
 
-def _write(
+def write_words(
     image: np.ndarray, lines: list[tuple[float, float, str]], size: int, colour: tuple[int, int, int]
 ) -> np.ndarray:
     picture = Image.fromarray(image)
@@ -164,7 +164,7 @@ def text_outside(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndar
     size = int(random.integers(14, 34))
     lines = [(8.0 + 1.3 * size * n, 10.0, text) for n, text in enumerate(("OD", "1957-03-12", "No. 004711"))]
     lines += [(590.0 - 1.3 * size, 12.0, "45 deg"), (590.0 - 1.3 * size, 780.0, "2019-11-02")]
-    return _write(scene.canvas, lines, size, (255, 255, 255)), scene.box
+    return write_words(scene.canvas, lines, size, (255, 255, 255)), scene.box
 
 
 def text_touching(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, Box]:
@@ -175,7 +175,7 @@ def text_touching(disc: np.ndarray, random: np.random.Generator) -> tuple[np.nda
         (scene.row + scene.tall * np.sin(a) - size / 2, scene.column + scene.wide * np.cos(a) - 3 * size, text)
         for a, text in zip(angle, ("Right eye 2019-03-04", "ID 12345 M 61 y"), strict=True)
     ]
-    return _write(scene.canvas, lines, size, (255, 255, int(random.integers(0, 256)))), scene.box
+    return write_words(scene.canvas, lines, size, (255, 255, int(random.integers(0, 256)))), scene.box
 
 
 def half_dark(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, Box]:
@@ -187,7 +187,7 @@ def half_dark(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray
     )
     along = along / scene.tall * random.choice([-1, 1])
     light = 0.01 + 0.99 / (1 + np.exp(-(along - random.uniform(-0.6, 0.1)) * random.uniform(3, 7)))
-    scene.canvas = _bytes(scene.canvas * light[:, :, None] + random.normal(1.5, 1.0, scene.canvas.shape))
+    scene.canvas = to_bytes(scene.canvas * light[:, :, None] + random.normal(1.5, 1.0, scene.canvas.shape))
     return scene.canvas, scene.box
 
 
@@ -238,7 +238,7 @@ def cut_by_bars(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarr
 def noise_in_the_dark(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, Box]:
     scene = place(disc, random)
     noise = random.normal(0, random.uniform(6, 18), scene.canvas.shape)
-    return _bytes(scene.canvas + np.abs(ndimage.gaussian_filter(noise, (0.7, 0.7, 0)) * 1.5)), scene.box
+    return to_bytes(scene.canvas + np.abs(ndimage.gaussian_filter(noise, (0.7, 0.7, 0)) * 1.5)), scene.box
 
 
 def strong_jpeg(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, Box]:
@@ -274,7 +274,7 @@ def widefield(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray
         lid = inside & (side * (y - reach - side * 0.1 * (x - scene.column) ** 2 / scene.wide) > 0)
         hair = 30 + 25 * ndimage.gaussian_filter(random.normal(0, 6, (height, width)), (8, 1))
         canvas[lid] = hair[lid, None] * np.array([0.9, 1.0, 0.6]) + 6
-    return _bytes(canvas), scene.box
+    return to_bytes(canvas), scene.box
 
 
 def squashed(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, Box]:
@@ -290,7 +290,7 @@ def hazy_ground(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarr
     away = np.hypot(y - scene.row, x - scene.column) / scene.tall
     haze = random.uniform(10, 35) * np.exp(-np.maximum(0, away - 1) / random.uniform(0.2, 1.0))
     haze = np.where(away < 1, 0, haze)[:, :, None] * np.array([1.0, 0.6, 0.4])
-    return _bytes(scene.canvas + haze + random.normal(0, 1.5, scene.canvas.shape)), scene.box
+    return to_bytes(scene.canvas + haze + random.normal(0, 1.5, scene.canvas.shape)), scene.box
 
 
 def red_free(disc: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, Box]:
@@ -323,86 +323,3 @@ DIFFICULTIES = {
 
 
 # ---------------------------------------------------------------- pictures without a field
-
-
-def close_up(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    side = round(0.68 * disc.shape[0])
-    row, column = (round((disc.shape[axis] - side) * random.uniform(0.4, 0.6)) for axis in (0, 1))
-    picture = Image.fromarray(disc[row : row + side, column : column + side])
-    return np.asarray(picture.resize((480, int(random.integers(320, 481))), Image.Resampling.BICUBIC))
-
-
-def radiograph(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Two dark lungs in a bright trunk, dark air at the sides, letters in a corner."""
-    height, width = 560, int(random.integers(460, 640))
-    y, x = np.mgrid[:height, :width] / np.array([height, width])[:, None, None] - 0.5
-    trunk = 190.0 * (np.abs(x) < 0.42 + 0.06 * y)
-    for side in (-1, 1):
-        lung = np.hypot((y + 0.02) / 0.36, (x - side * 0.2) / 0.16)
-        trunk -= 120 * (1 / (1 + np.exp((lung - 1) * 18)))
-    grain = ndimage.gaussian_filter(random.normal(0, 40, (height, width)), 2) + random.normal(0, 4, (height, width))
-    grey = _bytes(ndimage.gaussian_filter(trunk, 4) + 12 + grain)
-    return _write(np.repeat(grey[:, :, None], 3, axis=2), [(10.0, 10.0, "L")], 30, (255, 255, 255))
-
-
-def histology(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Purple kernels in pink tissue; in half of the pictures the tissue is an island on white glass."""
-    tissue = np.full((512, 512, 3), (228, 160, 196), np.float64)
-    tissue += 60 * ndimage.gaussian_filter(random.normal(0, 6, (512, 512)), 6)[:, :, None]
-    kernels = ndimage.gaussian_filter(random.random((512, 512)) < 0.004, 3.0, output=float) > 0.01
-    tissue[kernels] = (98, 60, 140)
-    if random.random() < 0.5:
-        island = ndimage.gaussian_filter(random.normal(0, 1, (512, 512)), 45)
-        tissue[island < np.quantile(island, 0.45)] = 244
-    return _bytes(tissue + random.normal(0, 5, tissue.shape))
-
-
-def layers(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A bright, bent band in noise, as an optical coherence tomogram."""
-    y, x = np.mgrid[:400, :640]
-    middle = 200 + 40 * np.cos((x - random.uniform(200, 440)) / 180)
-    grey = 25 + 140 * np.exp(-(((y - middle) / 35) ** 2)) + 60 * np.exp(-(((y - middle - 45) / 8) ** 2))
-    return np.repeat(_bytes(grey * random.gamma(4, 0.25, grey.shape))[:, :, None], 3, axis=2)
-
-
-def even(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    image = np.broadcast_to(random.integers(0, 256, 3), (300, 400, 3)).astype(np.float64)
-    return _bytes(image + random.normal(0, float(random.choice([0, 3, 30])), image.shape))
-
-
-def shaded(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A soft spot of light without any edge."""
-    y, x = np.mgrid[:400, :500]
-    away = np.hypot(y - random.uniform(150, 250), x - random.uniform(200, 300)) / random.uniform(80, 160)
-    return _bytes(np.exp(-(away**2))[:, :, None] * random.uniform(60, 240, 3) + random.normal(2, 1, (400, 500, 3)))
-
-
-OTHERS = {
-    "close-ups": close_up,
-    "radiographs (drawn)": radiograph,
-    "histology (drawn)": histology,
-    "tomograms (drawn)": layers,
-    "even colours": even,
-    "soft spots of light": shaded,
-}
-
-
-def slices(folder: Path, count: int, seed: int) -> list[np.ndarray]:
-    """Slices of real volumes, along all three axes, stretched to 8 bits."""
-    import nibabel
-
-    random = np.random.Generator(np.random.Philox(seed))
-    paths = sorted(
-        path for path in folder.glob("*.nii.gz") if not path.stem.startswith(("ct_head_bone", "mricron_aal"))
-    )
-    chosen = []
-    for path in paths:
-        volume = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-        volume = volume[..., 0] if volume.ndim == 4 else volume
-        low, high = np.percentile(volume, (1, 99.5))
-        for _ in range(-(-count // len(paths))):
-            axis = int(random.integers(3))
-            cut = np.take(volume, int(volume.shape[axis] * random.uniform(0.25, 0.75)), axis=axis)
-            grey = _bytes(np.rot90((cut - low) / max(1e-6, float(high - low)) * 255))
-            chosen.append(np.repeat(grey[:, :, None], 3, axis=2))
-    return chosen[:count]

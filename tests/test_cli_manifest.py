@@ -1,39 +1,15 @@
 """`maskedclip manifest`: kinds said aloud, faults at once with status 2, and nothing overwritten."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from maskedclip import cli
-from maskedclip.cli_manifest import KINDS, MANIFEST_VERBS
+from maskedclip.cli_manifest import KINDS
 from maskedclip.data.manifest import read_manifest
 from maskedclip.data.sources.make import SOURCES
+from tests.cli_case import refused, status
 from tests.data.sources_given import put
-
-
-@pytest.fixture(autouse=True)
-def verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "manifest", MANIFEST_VERBS["manifest"])
-
-
-def _run(*arguments: object) -> int:
-    """Exit status of one command."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["maskedclip", "manifest", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 0
-
-
-def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert _run(*arguments) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    return said[0]
 
 
 @pytest.fixture
@@ -50,7 +26,7 @@ def test_manifest__says_what_it_took_the_source_for(folder: Path, capsys: pytest
     (folder / "caf\udce9").mkdir()
     (folder / "caf\udce9" / "x.png").write_bytes(b"x")
     out = folder / "manifest.csv"
-    assert _run(folder, "--out", out, "--patient", r"^(p\d)", "--texts-from-labels") == 0
+    assert status("manifest", folder, "--out", out, "--patient", r"^(p\d)", "--texts-from-labels") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("kind: classes, class folders (ImageFolder, RETFound) (detected")
     assert "left out: 1 x its path is not UTF-8: rename it, such as 'caf\\\\xe9/x.png'" in said
@@ -61,23 +37,25 @@ def test_manifest__says_what_it_took_the_source_for(folder: Path, capsys: pytest
     table = read_manifest(out).table
     assert table.column("patient").to_pylist() == ["p1", "p2", "p3"]
     assert table.column("text").null_count == 0
-    assert _run(out, "--check") == 0
+    assert status("manifest", out, "--check") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("no faults; next: maskedclip curate")
-    assert "exists already" in _refused(capsys, folder, "--out", out)
+    assert "exists already" in refused(capsys, "manifest", folder, "--out", out)
 
 
 def test_manifest__the_users_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, prompts, second = folder / "a.csv", folder / "prompts.yaml", folder / "b.csv"
-    assert _run(folder, "--out", first, "--write-prompts", prompts) == 0
+    assert status("manifest", folder, "--out", first, "--write-prompts", prompts) == 0
     assert f"2 entries of labels, with their sentences, in {prompts}" in capsys.readouterr().out
     prompts.write_text("glaucoma: [a wide cup]\n")
-    assert _run(first, "--out", second, "--texts-from-labels", prompts) == 0
+    assert status("manifest", first, "--out", second, "--texts-from-labels", prompts) == 0
     assert read_manifest(second).table.column("text").to_pylist() == ["a wide cup", "a wide cup", None]
     assert "no entry for normal" in capsys.readouterr().out
-    assert "exists already" in _refused(capsys, first, "--write-prompts", prompts)
-    assert "exists already" in _refused(capsys, folder, "--out", folder / "c.csv", "--write-prompts", prompts)
+    assert "exists already" in refused(capsys, "manifest", first, "--write-prompts", prompts)
+    assert "exists already" in refused(
+        capsys, "manifest", folder, "--out", folder / "c.csv", "--write-prompts", prompts
+    )
     assert not (folder / "c.csv").exists()
-    assert _run(first, "--write-prompts", folder / "again.yaml") == 0
+    assert status("manifest", first, "--write-prompts", folder / "again.yaml") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: edit {folder / 'again.yaml'}")
 
 
@@ -85,7 +63,7 @@ def test_manifest__joins_a_table(folder: Path, capsys: pytest.CaptureFixture[str
     table = folder / "reports.csv"
     table.write_text("image_id,report,a,b\np1_l,wide cup,1,0\np9_l,x,1,0\n")
     options = ("--table", table, "--on", "image_id", "--text", "report", "--label", "a", "b")
-    assert _run(folder, "--out", folder / "m.csv", *options) == 0
+    assert status("manifest", folder, "--out", folder / "m.csv", *options) == 0
     said = capsys.readouterr().out
     assert "'image_id' is the image's name without suffix" in said
     assert "left out: 1 x row without an image, such as 'reports.csv row 3: p9_l'" in said
@@ -102,7 +80,7 @@ def test_manifest__faults_of_what_was_written_end_with_status_2(
 
 
 def _whole(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert _run(*arguments) == 2
+    assert status("manifest", *arguments) == 2
     return capsys.readouterr().err
 
 
@@ -116,12 +94,14 @@ def test_manifest__check_tells_all_faults(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_manifest__refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--out manifest.csv to list it, or --check" in _refused(capsys, folder)
-    assert "writes nothing" in _refused(capsys, folder, "--check", "--out", "x.csv")
-    assert "ask for 1 or more" in _refused(capsys, folder, "--out", folder / "x.csv", "--slices", "-1")
-    assert "can't be read" in _refused(capsys, folder, "--out", folder / "x.csv", "--texts-from-labels", "none.yaml")
+    assert "--out manifest.csv to list it, or --check" in refused(capsys, "manifest", folder)
+    assert "writes nothing" in refused(capsys, "manifest", folder, "--check", "--out", "x.csv")
+    assert "ask for 1 or more" in refused(capsys, "manifest", folder, "--out", folder / "x.csv", "--slices", "-1")
+    assert "can't be read" in refused(
+        capsys, "manifest", folder, "--out", folder / "x.csv", "--texts-from-labels", "none.yaml"
+    )
     np.savez(tmp_path / "v.npz", train_images=np.zeros((1, 4, 9, 9), np.uint8))
-    assert "--slices 1" in _refused(capsys, tmp_path / "v.npz", "--out", tmp_path / "m.csv")
+    assert "--slices 1" in refused(capsys, "manifest", tmp_path / "v.npz", "--out", tmp_path / "m.csv")
     assert not (tmp_path / "m.csv").exists()
 
 
@@ -131,7 +111,7 @@ def test_manifest__real_photographs_and_their_table(
 ) -> None:
     odir = shared / "data" / "odir"
     options = ("--table", odir / "manifest.csv", "--on", "image", "--allow-outside")
-    assert _run(odir / "images", "--out", tmp_path / "m.csv", *options) == 0
+    assert status("manifest", odir / "images", "--out", tmp_path / "m.csv", *options) == 0
     assert "rows: 5,117, 5,117 with text" in capsys.readouterr().out
     mine = read_manifest(tmp_path / "m.csv", allow_outside=True).table
     given = read_manifest(odir / "manifest.csv").table

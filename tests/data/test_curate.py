@@ -3,17 +3,10 @@
 import csv
 import errno
 import hashlib
-import importlib.util
 import io
 import json
 import shutil
-import subprocess
-import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,64 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from maskedclip.data import curate_engine
 from maskedclip.data import curate_work as curate_module
-from maskedclip.data.curate import curate
 from maskedclip.data.curate_row import RowSettings, Source, curate_row
 from maskedclip.data.imaging import decode, decode_mask, encode_jpeg, encode_png, perceptual_hash, standardise
 from maskedclip.errors import UserError
-
-SIZE = 64
-
-
-def _eye(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
-    rng = np.random.Generator(np.random.Philox(seed))
-    y, x = np.mgrid[:height, :width]
-    away = np.hypot(y - height / 2, x - width / 2) / (0.45 * height)
-    colour = rng.uniform(60, 200, 3) * np.where(away < 1, 1 - 0.4 * away, 0)[:, :, None]
-    return (colour + rng.normal(0, 2, colour.shape)).clip(0, 255).astype(np.uint8)
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    """Twelve images of six patients, every third without text, two with masks."""
-    folder = tmp_path / "data"
-    (folder / "images").mkdir(parents=True)
-    lines = ["image,text,patient,split,label.dr,label.kind,mask.disc,eye"]
-    for index in range(12):
-        (folder / "images" / f"{index}.png").write_bytes(encode_png(_eye(index)))
-        text = "" if index % 3 == 2 else ["normal fundus", "drusen"][index % 2]
-        split = ["train", "val", "test"][(index // 2) % 3]
-        mask = ""
-        if index < 2:
-            mask = f"disc{index}.png"
-            disc = np.zeros((90, 120), np.uint8)
-            disc[40:50, 55:65] = 255
-            (folder / mask).write_bytes(encode_png(disc))
-        kind = "" if index == 3 else "a"
-        lines.append(f"images/{index}.png,{text},p{index // 2},{split},{index % 5},{kind},{mask},left")
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    return folder / "manifest.csv"
-
-
-def _curate(manifest: Path, out: Path, **options: Any) -> curate_module.Curation:
-    return curate(manifest, out, **({"size": SIZE, "progress": False} | options))
-
-
-def _rows(store: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(store.glob("shard-*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-def _content(store: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in store.iterdir()
-        if path.name != "curation.json"
-    }
+from tests.data.curate_case import SIZE, content_of, curate_small, eye, rows_of
 
 
 def test_curate__stores_what_the_schema_says(manifest: Path, tmp_path: Path) -> None:
-    made = _curate(manifest, tmp_path / "store")
+    made = curate_small(manifest, tmp_path / "store")
     assert sorted(path.name for path in made.out.iterdir()) == [
         "README.md", "curation.json", "examples.jpg", "quarantine.csv", "shard-00000.parquet",
     ]  # fmt: skip
@@ -94,7 +38,7 @@ def test_curate__stores_what_the_schema_says(manifest: Path, tmp_path: Path) -> 
         "string",
         "int32",
     ]
-    rows = _rows(made.out)
+    rows = rows_of(made.out)
     assert [row["image"]["path"] for row in rows] == [f"images/{index}.png" for index in range(12)]
     assert [row["text"] for row in rows[:3]] == ["normal fundus", "drusen", None]
     assert len({row["id"] for row in rows}) == 12
@@ -115,13 +59,13 @@ def test_curate__stores_what_the_schema_says(manifest: Path, tmp_path: Path) -> 
 
 
 def test_curate__counts_card_and_curation_json(manifest: Path, tmp_path: Path) -> None:
-    made = _curate(manifest, tmp_path / "store")
+    made = curate_small(manifest, tmp_path / "store")
     assert made.counts == {
         "rows": 12, "stored": 12, "quarantined": 0, "paired": 8, "unpaired": 4, "patients": 6, "fields_found": 12,
         "splits": {"train": 4, "val": 4, "test": 4},
     }  # fmt: skip
     about = json.loads((made.out / "curation.json").read_text())
-    ids = [row["id"] for row in _rows(made.out)]
+    ids = [row["id"] for row in rows_of(made.out)]
     assert about["schema_version"] == 2
     assert about["checksums"] == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made.out.glob("shard-*.parquet")
@@ -148,7 +92,7 @@ def test_curate__counts_card_and_curation_json(manifest: Path, tmp_path: Path) -
 def test_curate__opens_with_datasets(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(curate_module, "SHARD_ROWS", 5)
-    made = _curate(manifest, tmp_path / "store")
+    made = curate_small(manifest, tmp_path / "store")
     assert len(list(made.out.glob("shard-*.parquet"))) == 3
     table = datasets.load_dataset(str(made.out), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(table) == 12
@@ -178,33 +122,34 @@ def test_curate__exotic_carried_columns_open_with_datasets(tmp_path: Path) -> No
             "long": pa.array(["x"], pa.large_string()),
         }
     )
-    (tmp_path / "a.png").write_bytes(encode_png(_eye(0)))
+    (tmp_path / "a.png").write_bytes(encode_png(eye(0)))
     pq.write_table(table, tmp_path / "m.parquet")
-    made = _curate(tmp_path / "m.parquet", tmp_path / "store")
+    made = curate_small(tmp_path / "m.parquet", tmp_path / "store")
     row = datasets.load_dataset(str(made.out), split="train", cache_dir=str(tmp_path / "cache"))[0]
     assert (row["day"], row["price"], row["count"], row["list"]) == (day, decimal.Decimal("1.50"), 3, "[1]")
 
 
 def test_curate__fitting_sources_keep_their_bytes(tmp_path: Path) -> None:
-    square = np.asarray(Image.fromarray(_eye(1, 400, 400)[20:380, 20:380]).resize((SIZE, SIZE)))
+    square = np.asarray(Image.fromarray(eye(1, 400, 400)[20:380, 20:380]).resize((SIZE, SIZE)))
     jpeg = io.BytesIO()
     Image.fromarray(square).save(jpeg, "JPEG", quality=71)
-    sources = {"a.jpg": jpeg.getvalue(), "b.png": encode_png(square), "c.png": encode_png(_eye(2))}
+    sources = {"a.jpg": jpeg.getvalue(), "b.png": encode_png(square), "c.png": encode_png(eye(2))}
     for name, data in sources.items():
         (tmp_path / name).write_bytes(data)
-    stored = {row["image"]["path"]: row for row in _rows(_curate(tmp_path, tmp_path.parent / "store").out)}
+    stored = {row["image"]["path"]: row for row in rows_of(curate_small(tmp_path, tmp_path.parent / "store").out)}
     assert stored["a.jpg"]["image"]["bytes"] == sources["a.jpg"]
     assert stored["b.png"]["image"]["bytes"] == sources["b.png"]
     assert stored["c.png"]["image"]["bytes"].startswith(b"\xff\xd8")
     lossless = {
-        row["image"]["path"]: row for row in _rows(_curate(tmp_path, tmp_path.parent / "png", encoding="png").out)
+        row["image"]["path"]: row
+        for row in rows_of(curate_small(tmp_path, tmp_path.parent / "png", encoding="png").out)
     }
     expected = standardise(decode(sources["c.png"]), size=SIZE).image
     assert np.array_equal(decode(lossless["c.png"]["image"]["bytes"]), expected)
 
 
 def test_curate_row__fitting_masks_keep_their_bytes() -> None:
-    square = np.asarray(Image.fromarray(_eye(1, 400, 400)[20:380, 20:380]).resize((SIZE, SIZE)))
+    square = np.asarray(Image.fromarray(eye(1, 400, 400)[20:380, 20:380]).resize((SIZE, SIZE)))
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[20:40, 20:40] = 255
     bilevel = io.BytesIO()
@@ -221,11 +166,11 @@ def test_curate_row__fitting_masks_keep_their_bytes() -> None:
 
 
 def test_curate__crop_none_keeps_the_frame(manifest: Path, tmp_path: Path) -> None:
-    row = _rows(_curate(manifest, tmp_path / "store", crop="none", encoding="png").out)[0]
+    row = rows_of(curate_small(manifest, tmp_path / "store", crop="none", encoding="png").out)[0]
     picture = decode(row["image"]["bytes"])
     assert not row["field_found"]
     assert not picture[:8].any()
-    assert np.array_equal(picture, standardise(_eye(0), size=SIZE, crop="none").image)
+    assert np.array_equal(picture, standardise(eye(0), size=SIZE, crop="none").image)
 
 
 def _spoil(manifest: Path) -> dict[str, str]:
@@ -234,14 +179,14 @@ def _spoil(manifest: Path) -> dict[str, str]:
     (images / "0.png").unlink()
     (images / "1.png").write_bytes(b"")
     (images / "2.png").write_text("image,text\n")
-    jpeg = encode_jpeg(_eye(3))
+    jpeg = encode_jpeg(eye(3))
     (images / "3.png").write_bytes(jpeg[: len(jpeg) // 2])
     (images / "4.png").unlink()
     (images / "4.png").mkdir()
     lines = manifest.read_text().splitlines()
     lines[6] = lines[6].replace(",,left", ",nowhere.png,left")
     lines[7] = lines[7].replace(",,left", ",disc0.png,left")
-    (images / "6.png").write_bytes(encode_png(_eye(6, 100, 100)))
+    (images / "6.png").write_bytes(encode_png(eye(6, 100, 100)))
     (manifest.parent / "broken.png").write_bytes(encode_png(np.zeros((90, 120), np.uint8))[:60])
     lines[8] = lines[8].replace(",,left", ",broken.png,left")
     manifest.write_text("\n".join(lines) + "\n")
@@ -259,9 +204,9 @@ def _spoil(manifest: Path) -> dict[str, str]:
 
 def test_curate__broken_files_are_quarantined_with_their_reasons(manifest: Path, tmp_path: Path) -> None:
     expected = _spoil(manifest)
-    made = _curate(manifest, tmp_path / "store")
+    made = curate_small(manifest, tmp_path / "store")
     assert {entry.image: entry.reason for entry in made.quarantine} == expected
-    assert [row["image"]["path"] for row in _rows(made.out)] == [f"images/{index}.png" for index in range(8, 12)]
+    assert [row["image"]["path"] for row in rows_of(made.out)] == [f"images/{index}.png" for index in range(8, 12)]
     with open(made.out / "quarantine.csv", newline="") as file:
         listed = list(csv.DictReader(file))
     assert [(int(row["row"]), row["image"], row["reason"]) for row in listed] == [
@@ -275,23 +220,8 @@ def test_curate__broken_files_are_quarantined_with_their_reasons(manifest: Path,
 def test_curate__nothing_storable_is_one_error_and_leaves_nothing(manifest: Path, tmp_path: Path) -> None:
     shutil.rmtree(manifest.parent / "images")
     with pytest.raises(UserError, match=r"none of its 12 images can be stored \(is missing: 12\).*row 2, images/0.png"):
-        _curate(manifest, tmp_path / "store")
+        curate_small(manifest, tmp_path / "store")
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
-
-
-def test_curate__same_bytes_each_time(manifest: Path, tmp_path: Path) -> None:
-    assert _content(_curate(manifest, tmp_path / "one" / "store").out) == _content(
-        _curate(manifest, tmp_path / "two" / "store").out
-    )
-
-
-def test_curate__processes_give_the_bytes_of_threads(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = _curate(manifest, tmp_path / "one" / "store").out
-    monkeypatch.setattr(curate_engine, "MANY_CORES", 1)
-    monkeypatch.setattr(curate_engine, "MANY_ROWS", 1)
-    assert _content(_curate(manifest, tmp_path / "two" / "store").out) == _content(threads)
 
 
 @pytest.mark.parametrize("crash_at", [0, 1, 2])
@@ -301,7 +231,7 @@ def test_curate__goes_on_after_a_crash(
     monkeypatch.setattr(curate_module, "SHARD_ROWS", 3)
     (manifest.parent / "images" / "1.png").write_bytes(b"")
     (manifest.parent / "images" / "7.png").write_bytes(b"")
-    whole = _curate(manifest, tmp_path / "whole" / "store")
+    whole = curate_small(manifest, tmp_path / "whole" / "store")
     assert len(list(whole.out.glob("shard-*"))) == 4
     writes = 0
     original = curate_module.write_shard
@@ -315,16 +245,16 @@ def test_curate__goes_on_after_a_crash(
 
     monkeypatch.setattr(curate_module, "write_shard", failing)
     with pytest.raises(KeyboardInterrupt):
-        _curate(manifest, tmp_path / "crashed" / "store")
+        curate_small(manifest, tmp_path / "crashed" / "store")
     out = tmp_path / "crashed" / "store"
     assert not out.exists()
     monkeypatch.setattr(curate_module, "write_shard", original)
     starts = []
     run_engine = curate_module.run_engine
     monkeypatch.setattr(curate_module, "run_engine", lambda *given: starts.append(given[3]) or run_engine(*given))
-    again = _curate(manifest, out)
+    again = curate_small(manifest, out)
     assert starts == [[0, 4, 7][crash_at]]  # row 1 is quarantined: three good rows end at 4, six at 7
-    assert _content(again.out) == _content(whole.out)
+    assert content_of(again.out) == content_of(whole.out)
     assert again.quarantine == whole.quarantine
     assert not out.with_name("store.partial").exists()
 
@@ -334,12 +264,12 @@ def test_curate__an_unfinished_store_of_another_kind_is_not_touched(manifest: Pa
     partial_store.mkdir()
     (partial_store / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="not an unfinished store"):
-        _curate(manifest, tmp_path / "store")
+        curate_small(manifest, tmp_path / "store")
     assert (partial_store / "mine.txt").read_text() == "mine"
     (partial_store / "mine.txt").unlink()
     (partial_store / "progress.json").write_text(json.dumps({"guard": "another"}))
     with pytest.raises(UserError, match="another manifest, settings or version; delete it"):
-        _curate(manifest, tmp_path / "store")
+        curate_small(manifest, tmp_path / "store")
 
 
 def test_curate__an_existing_store_is_never_overwritten(manifest: Path, tmp_path: Path) -> None:
@@ -347,7 +277,7 @@ def test_curate__an_existing_store_is_never_overwritten(manifest: Path, tmp_path
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
-        _curate(manifest, out)
+        curate_small(manifest, out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
@@ -356,7 +286,7 @@ def test_curate__a_full_disk_is_told_and_nothing_is_lost(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     monkeypatch.setattr(curate_module, "SHARD_ROWS", 4)
-    whole = _curate(manifest, tmp_path / "whole" / "store")
+    whole = curate_small(manifest, tmp_path / "whole" / "store")
     out = tmp_path / "full" / "store"
     with monkeypatch.context() as patch:
         if when == "foreseen":
@@ -374,25 +304,25 @@ def test_curate__a_full_disk_is_told_and_nothing_is_lost(
 
             patch.setattr(curate_module, "write_shard", full)
         with pytest.raises(UserError, match=r"full: not enough disk space: about .* MB are needed.*goes on"):
-            _curate(manifest, out)
+            curate_small(manifest, out)
     assert not out.exists()
     assert sorted(path.name for path in out.with_name("store.partial").iterdir()) == [
         "progress.json",
         "shard-00000.parquet",
     ]
-    assert _content(_curate(manifest, out).out) == _content(whole.out)
+    assert content_of(curate_small(manifest, out).out) == content_of(whole.out)
 
 
 def test_curate__a_place_that_cannot_be_written_is_told(manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written"):
-        _curate(manifest, tmp_path / "file" / "store")
+        curate_small(manifest, tmp_path / "file" / "store")
 
 
 def test_curate__faults_of_the_manifest_leave_nothing(manifest: Path, tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace(",val,", ",holdout,"))
     with pytest.raises(UserError, match="'holdout'"):
-        _curate(manifest, tmp_path / "store")
+        curate_small(manifest, tmp_path / "store")
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
@@ -407,73 +337,11 @@ def test_curate__faults_of_the_manifest_leave_nothing(manifest: Path, tmp_path: 
 )
 def test_curate__wrong_settings_are_told(manifest: Path, tmp_path: Path, options: dict, part: str) -> None:
     with pytest.raises(UserError, match=part):
-        _curate(manifest, tmp_path / "store", **options)
-
-
-def test_curate__ray_that_is_not_installed_is_told(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
-    with pytest.raises(UserError, match="Ray is not installed: pip install ray"):
-        _curate(manifest, tmp_path / "store", engine="ray")
-
-
-_RAY = """
-import sys
-from pathlib import Path
-import ray
-from maskedclip.data import curate_engine
-from maskedclip.data.curate import curate
-if __name__ == "__main__":
-    curate_engine.RAY_PARTITION, curate_engine.RAY_WINDOW = 2, 8
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-    curate(Path(sys.argv[1]), Path(sys.argv[2]), size=64, engine="ray", progress=False)
-"""
-
-
-def test_curate__ray_gives_the_bytes_of_the_local_engine(manifest: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    (manifest.parent / "images" / "1.png").write_bytes(b"")
-    local = _curate(manifest, tmp_path / "local" / "store").out
-    command = [sys.executable, "-c", _RAY, str(manifest), str(tmp_path / "ray" / "store")]
-    subprocess.run(command, check=True, timeout=180)
-    assert _content(tmp_path / "ray" / "store") == _content(local)
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 64
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def test_curate__urls_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    served = tmp_path / "served"
-    served.mkdir()
-    (served / "a.png").write_bytes(encode_png(_eye(0)))
-    (served / "m.png").write_bytes(encode_png(np.full((90, 120), 3, np.uint8)))
-    (tmp_path / "b.png").write_bytes(encode_png(_eye(1)))
-    with _Server(("127.0.0.1", 0), partial(_Handler, directory=str(served))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        lines = ["image,mask.m", f"{base}/a.png,{base}/m.png", "b.png,", f"{base}/absent.png,"]
-        (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
-        made = _curate(tmp_path / "m.csv", tmp_path / "store")
-        server.shutdown()
-    rows = _rows(made.out)
-    assert [row["image"]["path"] for row in rows] == [f"{base}/a.png", "b.png"]
-    assert decode_mask(rows[0]["mask.m"]["bytes"]).max() == 3
-    assert [(entry.row, entry.reason) for entry in made.quarantine] == [
-        (4, "could not be fetched (not there, no access, or no answer)")
-    ]
+        curate_small(manifest, tmp_path / "store", **options)
 
 
 def test_curate__a_folder_of_images(manifest: Path, tmp_path: Path) -> None:
-    made = _curate(manifest.parent / "images", tmp_path / "store")
+    made = curate_small(manifest.parent / "images", tmp_path / "store")
     assert made.counts["unpaired"] == 12
     assert made.notes == ["made from the 12 image files of the folder, no texts"]
 
@@ -481,26 +349,18 @@ def test_curate__a_folder_of_images(manifest: Path, tmp_path: Path) -> None:
 def test_curate__shows_its_progress_on_stderr(
     manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _curate(manifest, tmp_path / "store", progress=True)
+    curate_small(manifest, tmp_path / "store", progress=True)
     captured = capfd.readouterr()
     assert "12/12" in captured.err
     assert "images/s" in captured.err
     assert captured.out == ""
 
 
-def test_curate_row__reads_what_was_fetched() -> None:
-    settings = RowSettings(size=SIZE, crop="fundus", encoding="jpeg")
-    data = encode_png(_eye(0))
-    row = curate_row(Source(name="s3://b/a.png", path=None, fetched=data), {}, settings)
-    assert row["reason"] is None
-    assert row["sha256"] == hashlib.sha256(data).hexdigest()
-
-
 @pytest.mark.shared
 def test_curate__real_photographs_with_masks(shared: Path, tmp_path: Path) -> None:
-    made = _curate(shared / "data" / "drive" / "manifest.csv", tmp_path / "store", size=256)
+    made = curate_small(shared / "data" / "drive" / "manifest.csv", tmp_path / "store", size=256)
     assert made.counts["stored"] == made.counts["fields_found"] == 40
-    for row in _rows(made.out)[:5]:
+    for row in rows_of(made.out)[:5]:
         vessel, field = (decode_mask(row[name]["bytes"]) > 0 for name in ("mask.vessel", "mask.field"))
         assert (vessel & field).sum() / vessel.sum() > 0.99
         assert field.mean() == pytest.approx(np.pi / 4, abs=0.05)
