@@ -1,7 +1,7 @@
 """Every code block of the README and the docs runs, page by page, in a small world of files with the names they use.
 
-A block that needs another machine (a cluster, a model hub, root) is preceded by `<!-- not run: why -->`; its commands are
-still parsed by test_readme.py.  A block may be preceded by `<!-- exit status 1 -->` where that is what it shows.
+A block that needs another machine (a cluster, a model hub, root) is preceded by `<!-- not run: why -->`; its commands
+are still parsed by test_readme.py.  A block may be preceded by `<!-- exit status 1 -->` where that is what it shows.
 Trainings run at the size of the tests.
 """
 
@@ -90,9 +90,8 @@ def _curated(base: Path, name: str, seed: int) -> None:
         (base / folder / f"{row:04d}.png").write_bytes(draw(row + 1000 * seed, 32, kind))
         split = "test" if row // 2 % 6 == 5 else "val" if row // 2 % 6 == 4 else "train"
         text = "" if name == "unlabelled" else f'"{SENTENCES[kind]}"'
-        lines.append(
-            f"{folder}/{row:04d}.png,{text},{name}{row // 2},{split},{kind & 1},{kind >> 1},{50 + row % 30},{'fm'[row % 2]}"
-        )
+        columns = (f"{name}{row // 2}", split, kind & 1, kind >> 1, 50 + row % 30, "fm"[row % 2])
+        lines.append(",".join([f"{folder}/{row:04d}.png", text, *map(str, columns)]))
     table = base / ("photographs.csv" if name == "fundus" else f"{name}.csv")
     table.write_text("\n".join(lines) + "\n")
     assert status("curate", table, "--out", base / "stores" / name, "--crop", "none", "--size", "32") == 0

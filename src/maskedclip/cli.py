@@ -98,7 +98,7 @@ def _curate(args: argparse.Namespace) -> None:
     say_next(
         *done.notes,
         f"{counts['stored']:,} images in {args.out} ({counts['paired']:,} with text, {counts['unpaired']:,} without), "
-        f"{done.images_per_second:.0f} images/s",
+        + (f"{done.images_per_second:.0f} images/s" if done.images_per_second else "none of them new"),
         f"{counts['quarantined']:,} quarantined"
         + (f"; every reason is in {args.out}/quarantine.csv" if counts["quarantined"] else ""),
         f"next: maskedclip pretrain --config maskedclip --config tiny --data {args.out} --out RUN",
