@@ -19,6 +19,7 @@ from maskedclip.cli_compare import COMPARE_VERBS
 from maskedclip.cli_evaluate import EVALUATE_VERBS
 from maskedclip.cli_machine import MACHINE_VERBS
 from maskedclip.cli_manifest import MANIFEST_VERBS
+from maskedclip.cli_search import SEARCH_VERBS
 from maskedclip.cli_store import STORE_VERBS
 from maskedclip.cli_study import STUDY_VERBS
 from maskedclip.cli_verb import Verb, VerbParser, add_config, add_manifest_reading, boolean, path, say_next
@@ -268,6 +269,7 @@ VERBS: dict[str, Verb] = {
         _embed_arguments,
         _embed,
     ),
+    **SEARCH_VERBS,
     "classify": Verb(
         "zero-shot labels of photographs",
         'maskedclip classify runs/first eye.jpg --labels "glaucoma,cataract,normal fundus"',
