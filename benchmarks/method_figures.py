@@ -90,7 +90,8 @@ def predictions(run: Path, store: Store, out: Path) -> None:
 def _nearness(objective: PretrainingObjective, image: torch.Tensor, keys: torch.Tensor) -> NDArray[np.float64]:
     """Cosine between predicted and target features of hidden patches, NaN at visible ones, (B, h, w).
 
-    The mean of the unit targets over the shown patches is taken from both: what all patches share would make every cosine near 1.
+    The mean of the unit targets over the shown patches is taken from both: what all patches share would make every
+    cosine near 1.
     """
     term = objective.terms["mkd"]
     assert isinstance(term, Distillation)
