@@ -17,6 +17,7 @@ from maskedclip import __version__
 from maskedclip.cli_audit import AUDIT_VERBS
 from maskedclip.cli_compare import COMPARE_VERBS
 from maskedclip.cli_evaluate import EVALUATE_VERBS
+from maskedclip.cli_export import EXPORT_VERBS
 from maskedclip.cli_machine import MACHINE_VERBS
 from maskedclip.cli_manifest import MANIFEST_VERBS
 from maskedclip.cli_search import SEARCH_VERBS
@@ -276,6 +277,7 @@ VERBS: dict[str, Verb] = {
         _classify_arguments,
         _classify,
     ),
+    **EXPORT_VERBS,
     **MACHINE_VERBS,
 }
 

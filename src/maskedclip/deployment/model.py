@@ -27,19 +27,20 @@ Photograph = str | Path | bytes | Image.Image | np.ndarray
 class Model:
     """Image and text encoder of one run, on one device.
 
-    Attributes: `fingerprint` of weights and preprocessing; `has_text`, whether texts can be encoded; `preprocessing`.
+    Attributes: `fingerprint` of weights and preprocessing; `has_text`, whether texts can be encoded; `preprocessing`;
+    `tokenizer`, None where it was trained without texts.
     """
 
     def __init__(self, saved: SavedModel, device: torch.device) -> None:
         self.module = saved.model.to(device)
         self.device = device
         self.preprocessing, self.fingerprint = saved.preprocessing, saved.fingerprint
-        self._tokenizer = saved.tokenizer
+        self.tokenizer = saved.tokenizer
 
     @property
     def has_text(self) -> bool:
         """Whether the model was trained with texts."""
-        return self._tokenizer is not None
+        return self.tokenizer is not None
 
     def preprocess(self, photograph: Photograph) -> Tensor:
         """Prepare one photograph exactly as curation and evaluation do: crop, square, resize; uint8 (3, S, S).
@@ -89,11 +90,11 @@ class Model:
         Raises:
             UserError: the model was trained without texts.
         """
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise UserError(
                 "this model was trained without texts (recipe mae) and cannot read any; train with --config maskedclip"
             )
-        return text_features(self.module, self._tokenizer, [texts] if isinstance(texts, str) else list(texts))
+        return text_features(self.module, self.tokenizer, [texts] if isinstance(texts, str) else list(texts))
 
     def classify(
         self,
@@ -141,7 +142,7 @@ class Model:
         if module is self.module:
             return self
         preprocessing = replace(self.preprocessing, stored_size=max(self.preprocessing.stored_size, size), size=size)
-        saved = SavedModel(module, self._tokenizer, preprocessing, weights_fingerprint(module, preprocessing))
+        saved = SavedModel(module, self.tokenizer, preprocessing, weights_fingerprint(module, preprocessing))
         return Model(saved, self.device)
 
     def _known(self, output: str) -> str:
