@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from maskedclip import __version__
 from maskedclip.cli_audit import AUDIT_VERBS
+from maskedclip.cli_classify import CLASSIFY_VERBS
 from maskedclip.cli_compare import COMPARE_VERBS
 from maskedclip.cli_evaluate import EVALUATE_VERBS
 from maskedclip.cli_export import EXPORT_VERBS
@@ -166,7 +166,7 @@ def _pretrain(args: argparse.Namespace) -> None:
         sys.exit(done.status)
 
 
-# --- embed, classify -------------------------------------------------------------------------------------------------
+# --- embed -------------------------------------------------------------------------------------------------
 
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,31 +183,6 @@ def _embed(args: argparse.Namespace) -> None:
 
     embed(load(args.run), args.data, args.out)
     say_next(f"features in {args.out}", "next: open it with Polars or DuckDB; columns id, encoder, bridge, projected")
-
-
-def _classify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=path, help="the run directory that pretrain wrote")
-    parser.add_argument("images", type=path, nargs="+", metavar="IMAGE", help="photographs")
-    parser.add_argument("--labels", required=True, help='separated by commas: "glaucoma,cataract,normal fundus"')
-    parser.add_argument("--prompts", type=path, metavar="FILE", help="YAML or JSON: label -> sentences")
-    parser.add_argument("--json", action="store_true", help="one JSON object an image")
-
-
-def _classify(args: argparse.Namespace) -> None:
-    from maskedclip.data.prompts import load_prompts
-    from maskedclip.deployment.model import load
-
-    labels = [label.strip() for label in args.labels.split(",") if label.strip()]
-    model = load(args.run)
-    answers = model.classify(list(args.images), labels, prompts=load_prompts(args.prompts) if args.prompts else None)
-    for image, answer in zip(args.images, answers, strict=True):
-        if args.json:
-            print(json.dumps({"image": str(image), "probabilities": answer}))
-        else:
-            ordered = sorted(answer.items(), key=lambda entry: -entry[1])
-            print(f"{image}: " + ", ".join(f"{label} {share:.2f}" for label, share in ordered))
-    if not args.json:
-        say_next("zero-shot shares, not calibrated, no diagnosis; next: measure them with `maskedclip evaluate`")
 
 
 # --- demo, doctor ----------------------------------------------------------------------------------------------------
@@ -271,12 +246,7 @@ VERBS: dict[str, Verb] = {
         _embed,
     ),
     **SEARCH_VERBS,
-    "classify": Verb(
-        "zero-shot labels of photographs",
-        'maskedclip classify runs/first eye.jpg --labels "glaucoma,cataract,normal fundus"',
-        _classify_arguments,
-        _classify,
-    ),
+    **CLASSIFY_VERBS,
     **EXPORT_VERBS,
     **MACHINE_VERBS,
 }

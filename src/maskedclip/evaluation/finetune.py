@@ -10,7 +10,7 @@ n rows, of them m in training, v in validation and q in test; O outputs of a net
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from maskedclip.deployment.model import Model
 from maskedclip.errors import UserError
 from maskedclip.evaluation.finetune_data import TrainingBatch, TrainingSteps, patient_subset, training_batches
 from maskedclip.evaluation.finetune_labels import Labels
-from maskedclip.evaluation.finetune_layers import build_network, make_optimizer, parameter_groups
+from maskedclip.evaluation.finetune_layers import FineTuned, build_network, make_optimizer, parameter_groups
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
 from maskedclip.evaluation.selection import obstacle
 from maskedclip.evaluation.tasks import Prediction, Task
@@ -43,15 +43,29 @@ _NOISE_STREAM = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class TunedNetwork:
+    """A network with the weights of its best epoch, low-rank additions merged.
+
+    network: normalised images of `size` px -> logits.  labels: what its outputs stand for.
+    """
+
+    network: FineTuned
+    labels: Labels
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FineTuning:
     """What came out.
 
     answers: for each task its prediction on the test rows, in their order, or why it could not be learnt.  records: one
-    for each network that was trained, plain values for JSON; only its `seconds` depend on the machine.
+    for each network that was trained, plain values for JSON; only its `seconds` depend on the machine.  networks: the
+    networks, in the same order, where they were to be kept.
     """
 
     answers: dict[str, Prediction | str]
     records: list[dict[str, Any]]
+    networks: list[TunedNetwork] = field(default_factory=list)
 
 
 def fine_tune(
@@ -63,6 +77,7 @@ def fine_tune(
     settings: FineTuneSettings | None = None,
     *,
     seed: int = 0,
+    keep: bool = False,
 ) -> FineTuning:
     """Fine-tune copies of the model's encoder for the tasks; the model itself is not changed.
 
@@ -74,6 +89,7 @@ def fine_tune(
         splits: "train", "val" or "test" for each row, (n,).
         settings: None is the protocol's.
         seed: of the order, the augmentation, the head and the noise; on a processor the same seed gives the same bits.
+        keep: return the networks too.
 
     Raises:
         UserError: the settings do not fit the encoder, `peft` is missing, an image cannot be decoded, or the training
@@ -86,7 +102,7 @@ def fine_tune(
     answers: dict[str, Prediction | str] = {name: _obstacle(task, train) for name, task in tasks.items()}
     able = [task for name, task in tasks.items() if not answers[name]]
     binary = [task for task in able if task.kind == "binary"]
-    records = []
+    records, networks = [], []
     if able and store.decoded is None:
         decode_store(store, settings.decoded_cache)
     keep_freed_memory(model.device)
@@ -97,7 +113,9 @@ def fine_tune(
             run.train()
             answers |= run.answers()
         records.append(run.record())
-    return FineTuning(answers=answers, records=records)
+        if keep:
+            networks.append(TunedNetwork(network=run.network, labels=run.labels, size=run.size))
+    return FineTuning(answers=answers, records=records, networks=networks)
 
 
 def _obstacle(task: Task, train: NDArray[np.bool_]) -> str:

@@ -116,6 +116,13 @@ class Labels:
             for place, (task, scores) in enumerate(zip(self.tasks, self.scores(logits), strict=True))
         }
 
+    def cuts(self) -> list[float]:
+        """Probability above which `predictions` calls each of the binary labels present."""
+        assert self.binary
+        return [
+            float(self._prior(place)[1]) * (1 - self.smoothing) + self.smoothing / 2 for place in range(len(self.tasks))
+        ]
+
     def _unsmoothed(self, scores: NDArray) -> NDArray[np.float64]:
         classes = 2 if self.binary else len(self.present)
         return np.clip((scores - self.smoothing / classes) / (1 - self.smoothing), 0, 1)

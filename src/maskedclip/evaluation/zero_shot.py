@@ -41,7 +41,7 @@ def zero_shot(
     unit = unit_rows(images)
     findings = [name for name, task in tasks.items() if task.kind == "binary"]
     towards = {name: unit @ class_embedding(encode_text, prompts_for(name, prompts)) for name in findings}
-    normal = unit @ class_embedding(encode_text, _normal_prompts(findings, prompts))
+    normal = unit @ class_embedding(encode_text, normal_prompts(findings, prompts))
     others = [towards[name] for name in findings if not is_normal(name)]
     answers: dict[str, Prediction] = {}
     for name, task in tasks.items():
@@ -85,7 +85,7 @@ def calibrated_zero_shot(
     return tested, calibrate_zero_shot(on["val"], validated, tested)
 
 
-def _normal_prompts(findings: Sequence[str], prompts: Overrides | None) -> list[str]:
+def normal_prompts(findings: Sequence[str], prompts: Overrides | None) -> list[str]:
     """The prompts of the store's own normal label, which a user may have replaced under its own name."""
     named = [name for name in findings if is_normal(name) and prompts and name in prompts]
     return prompts_for(named[0] if named else NORMAL, prompts)
