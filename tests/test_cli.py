@@ -114,7 +114,7 @@ def test_classify_and_embed(trained: Path, tmp_path: Path, capsys: pytest.Captur
     assert "b.png: is a text file" in refused(capsys, "classify", trained, tmp_path / "b.png", "--labels", "a,b")
     assert "at least two" in refused(capsys, "classify", trained, tmp_path / "a.png", "--labels", "a")
     assert status("embed", trained, "--data", tmp_path, "--out", tmp_path / "f.parquet") == 0
-    assert "1 of 2 files left out" in capsys.readouterr().err
+    assert "1 of 2 left out" in capsys.readouterr().err
     assert "exists" in refused(capsys, "embed", trained, "--data", tmp_path, "--out", tmp_path / "f.parquet")
 
 

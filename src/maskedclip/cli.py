@@ -16,6 +16,7 @@ from maskedclip import __version__
 from maskedclip.cli_audit import AUDIT_VERBS
 from maskedclip.cli_classify import CLASSIFY_VERBS
 from maskedclip.cli_compare import COMPARE_VERBS
+from maskedclip.cli_embed import EMBED_VERBS
 from maskedclip.cli_evaluate import EVALUATE_VERBS
 from maskedclip.cli_export import EXPORT_VERBS
 from maskedclip.cli_machine import MACHINE_VERBS
@@ -166,25 +167,6 @@ def _pretrain(args: argparse.Namespace) -> None:
         sys.exit(done.status)
 
 
-# --- embed -------------------------------------------------------------------------------------------------
-
-
-def _embed_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=path, help="the run directory that pretrain wrote")
-    parser.add_argument(
-        "--data", type=path, required=True, metavar="STORE|FOLDER", help="a store, a folder, or an image"
-    )
-    parser.add_argument("--out", type=path, required=True, metavar="FILE.parquet", help="new file")
-
-
-def _embed(args: argparse.Namespace) -> None:
-    from maskedclip.deployment.embed import embed
-    from maskedclip.deployment.model import load
-
-    embed(load(args.run), args.data, args.out)
-    say_next(f"features in {args.out}", "next: open it with Polars or DuckDB; columns id, encoder, bridge, projected")
-
-
 # --- demo, doctor ----------------------------------------------------------------------------------------------------
 
 
@@ -239,12 +221,7 @@ VERBS: dict[str, Verb] = {
     **AUDIT_VERBS,
     **STORE_VERBS,
     **STUDY_VERBS,
-    "embed": Verb(
-        "features of many images in one Parquet file",
-        "maskedclip embed runs/first --data photographs/ --out features.parquet",
-        _embed_arguments,
-        _embed,
-    ),
+    **EMBED_VERBS,
     **SEARCH_VERBS,
     **CLASSIFY_VERBS,
     **EXPORT_VERBS,

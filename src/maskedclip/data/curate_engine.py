@@ -40,7 +40,7 @@ RAY_WINDOW = 16_384  # rows a plan on a cluster, whose tasks end in any order: b
 MANY_CORES, MANY_ROWS = 4, 2_000  # from here on processes: threads share one interpreter lock, processes start slowly
 SETTLE = 0.1  # s
 
-_FETCH = IOConfig(  # Daft's defaults retry for minutes
+FETCH = IOConfig(  # Daft's defaults retry for minutes
     http=HTTPConfig(num_tries=3, connect_timeout_ms=10_000),
     s3=S3Config(num_tries=3, connect_timeout_ms=10_000),
     gcs=GCSConfig(num_tries=3, connect_timeout_ms=10_000),
@@ -165,7 +165,7 @@ def _fetched(table: pa.Table, name: str) -> daft.Expression:
     """The bytes behind URLs, null where there is no URL or nothing came; no fetching step where all is local."""
     if table.column(f"url:{name}").null_count == len(table):
         return daft.lit(None).cast(daft.DataType.binary())
-    return daft.col(f"url:{name}").download(max_connections=16, on_error="null", io_config=_FETCH)
+    return daft.col(f"url:{name}").download(max_connections=16, on_error="null", io_config=FETCH)
 
 
 def _source(name: str | None, path: str | None, fetched: bytes | None) -> Source | None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from maskedclip.data.phantom import draw_phantom
 from maskedclip.data.prompts import prompts_for
 from maskedclip.deployment.exported import Exported
-from maskedclip.deployment.inputs import open_inputs, prepare_pixels
+from maskedclip.deployment.inputs import open_inputs
 from maskedclip.deployment.model import Model
 from maskedclip.errors import UserError
-from maskedclip.models.features import BATCH
+from maskedclip.models.features import BATCH, prepare_pixels
 from maskedclip.models.saving import Preprocessing
 
 _SEED = 6

@@ -16,16 +16,13 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskedclip.data import imaging
 from maskedclip.data.address import is_archive, split_address
 from maskedclip.data.images import stored_image
 from maskedclip.data.pixels import UndecodableImage
 from maskedclip.data.store import Store, open_store
-from maskedclip.data.transforms import resize
 from maskedclip.errors import UserError
 from maskedclip.models.saving import Preprocessing
 
@@ -122,12 +119,6 @@ def in_threads(work: Callable[[_T], _R], items: Iterable[_T], *, ahead: int = _A
             yield waiting.popleft().result()
     finally:
         threads.shutdown(cancel_futures=True)
-
-
-def prepare_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """RGB (H, W, 3) -> the model's input, uint8 (3, S, S), as curation and `Model.preprocess` do it."""
-    standard = imaging.standardise(pixels, size=preprocessing.stored_size, crop=preprocessing.crop).image
-    return resize(torch.from_numpy(standard.copy()).permute(2, 0, 1).contiguous(), preprocessing.size)
 
 
 class StoreInputs(Inputs):

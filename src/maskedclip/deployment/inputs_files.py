@@ -19,8 +19,9 @@ from maskedclip.data.manifest_checks import WINDOW_COLUMNS
 from maskedclip.data.manifest_files import IMAGE_SUFFIXES
 from maskedclip.data.pixels import UndecodableImage, Window
 from maskedclip.data.sources.walk import sayable, walk
-from maskedclip.deployment.inputs import Inputs, Rejected, prepare_pixels
+from maskedclip.deployment.inputs import Inputs, Rejected
 from maskedclip.errors import UserError
+from maskedclip.models.features import prepare_pixels
 from maskedclip.models.saving import Preprocessing
 
 _OWN_COLUMNS = ("text", "patient", "split")  # a manifest has them even where its file does not
@@ -162,7 +163,7 @@ def _fetched(url: str) -> bytes | None:
 
     curate_engine.use_engine("local")
     frame = curate_engine.daft.from_pydict({"url": [url]})
-    column = curate_engine.daft.col("url").download(on_error="null", io_config=curate_engine._FETCH)
+    column = curate_engine.daft.col("url").download(on_error="null", io_config=curate_engine.FETCH)
     return frame.select(column.alias("data")).to_pydict()["data"][0]
 
 

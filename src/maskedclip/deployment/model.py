@@ -14,9 +14,8 @@ from maskedclip.data import imaging
 from maskedclip.data.images import image_batches
 from maskedclip.data.prompts import prompts_for
 from maskedclip.data.store import Store
-from maskedclip.data.transforms import resize
 from maskedclip.errors import UserError
-from maskedclip.models.features import BATCH, stack_features, text_features, to_input
+from maskedclip.models.features import BATCH, prepare_pixels, stack_features, text_features, to_input
 from maskedclip.models.resizing import resized
 from maskedclip.models.saving import SavedModel, read_model, weights_fingerprint
 
@@ -48,9 +47,7 @@ class Model:
         Raises:
             UserError: it cannot be read as an image.
         """
-        picture = _pixels(photograph)
-        prepared = imaging.standardise(picture, size=self.preprocessing.stored_size, crop=self.preprocessing.crop).image
-        return resize(torch.from_numpy(prepared.copy()).permute(2, 0, 1).contiguous(), self.preprocessing.size)
+        return prepare_pixels(read_pixels(photograph), self.preprocessing)
 
     def encode_image(
         self, photographs: Photograph | Tensor | Sequence[Photograph], output: str = "encoder"
@@ -175,8 +172,12 @@ def load(run: Path | str, *, device: str = "auto") -> Model:
     return Model(read_model(folder), torch.device(chosen))
 
 
-def _pixels(photograph: Photograph) -> np.ndarray:
-    """Any photograph -> RGB uint8 (H, W, 3)."""
+def read_pixels(photograph: Photograph) -> np.ndarray:
+    """Any photograph -> RGB uint8 (H, W, 3).
+
+    Raises:
+        UserError: it cannot be read as an image, or is an array of another type or shape.
+    """
     name = str(photograph) if isinstance(photograph, str | Path) else "the image"
     if isinstance(photograph, str | Path):
         if not Path(photograph).is_file():

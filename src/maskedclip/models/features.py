@@ -8,9 +8,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from maskedclip.data.transforms import normalise
+from maskedclip.data.imaging import standardise
+from maskedclip.data.transforms import normalise, resize
 from maskedclip.models.attention import evaluation_kernels
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.saving import Preprocessing
@@ -38,6 +40,12 @@ def image_features(model: MaskedCLIP, image: Tensor, preprocessing: Preprocessin
             clip_tokens = model.bridge(tokens)
             features |= {"bridge": model.pool(clip_tokens), "projected": model.project(clip_tokens)}
         return {name: value.float() for name, value in features.items()}
+
+
+def prepare_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """Prepare a photograph as curation does: crop, square, resize; RGB (H, W, 3) -> uint8 (3, S, S)."""
+    standard = standardise(pixels, size=preprocessing.stored_size, crop=preprocessing.crop).image
+    return resize(torch.from_numpy(standard.copy()).permute(2, 0, 1).contiguous(), preprocessing.size)
 
 
 def to_input(image: Tensor, preprocessing: Preprocessing) -> Tensor:
