@@ -29,7 +29,7 @@ PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "
 _BLOCK = re.compile(
     r"(?:<!-- *(?P<mark>[^>]*?) *-->\s*\n)?^(?P<indent> *)```(?P<kind>\w*)\n(?P<body>.*?)^(?P=indent)```", re.M | re.S
 )
-MADE = {"README.md": ["stores/fundus"]}
+MADE = {"README.md": ["stores/fundus", "runs/first/evaluation", "heads"], "docs/classify.md": ["heads"]}
 """What a page makes itself."""
 SHOWN = {"text", "json", "csv", "html", "toml", "ini", "nginx", "dockerfile"}
 """Kinds of blocks that show a file or an answer."""
@@ -75,6 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = base / "runs" / "first"
     pretrain(load_recipe(["maskedclip", "tiny"], TINY), base / "stores" / "fundus", run)
     assert status("evaluate", run, "--data", base / "stores" / "fundus", "--out", run / "evaluation") == 0
+    assert status("probe", run, "--data", base / "stores" / "fundus", "--out", base / "heads" / "first") == 0
     for name in ("second", "third", "clip-0", "clip-1", "masked-0", "masked-1"):
         shutil.copytree(run, base / "runs" / name)
     return base
