@@ -22,6 +22,8 @@ from maskedclip.cli_export import EXPORT_VERBS
 from maskedclip.cli_machine import MACHINE_VERBS
 from maskedclip.cli_manifest import MANIFEST_VERBS
 from maskedclip.cli_search import SEARCH_VERBS
+from maskedclip.cli_segment import SEGMENT_VERBS
+from maskedclip.cli_serve import SERVE_VERBS
 from maskedclip.cli_store import STORE_VERBS
 from maskedclip.cli_study import STUDY_VERBS
 from maskedclip.cli_verb import Verb, VerbParser, add_config, add_manifest_reading, boolean, path, say_next
@@ -224,7 +226,9 @@ VERBS: dict[str, Verb] = {
     **EMBED_VERBS,
     **SEARCH_VERBS,
     **CLASSIFY_VERBS,
+    **SEGMENT_VERBS,
     **EXPORT_VERBS,
+    **SERVE_VERBS,
     **MACHINE_VERBS,
 }
 

@@ -4,6 +4,7 @@ The loop sees losses and a report, and knows neither CLIP nor MAE.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -183,6 +184,10 @@ class PretrainingObjective(nn.Module):
             self.model.logit_scale.clamp_(max=self.max_log_scale)
         if self.teacher is not None:
             self.teacher.follow(self.model, skipped)
+
+
+BuildObjective = Callable[[Recipe, MaskedCLIP], PretrainingObjective]
+"""How a run gets its objective: a pure function of both, since a resumed run calls it again."""
 
 
 def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:

@@ -8,6 +8,7 @@ from pathlib import Path
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
 from maskedclip.models.saving import read_model
+from maskedclip.objectives.pretraining import BuildObjective, build_objective
 from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training.rundir import RunDirectory
 from maskedclip.training.trainer import Finished, Trainer
@@ -20,6 +21,7 @@ def pretrain(
     *,
     resume: bool = False,
     command: Sequence[str] | None = None,
+    build: BuildObjective = build_objective,
 ) -> Finished:
     """Train a recipe on one store or several, and leave a run directory.
 
@@ -29,6 +31,7 @@ def pretrain(
         out: the run directory; must be new or empty unless `resume`.
         resume: go on from the newest whole checkpoint in `out`, or start when there is none.
         command: recorded in environment.json.
+        build: makes the objective; give your own to try another masking, target or loss (see docs/extending.md).
 
     Raises:
         UserError: what was given cannot be used, or the run cannot go on.
@@ -43,11 +46,11 @@ def pretrain(
         raise UserError(f"--out {out}: holds something that is no run; choose another folder")
     encoder_weights = None
     if recipe.training.first_stage is not None:
-        first = pretrain(_first_stage(recipe), data, out / "first_stage", resume=True, command=command)
+        first = pretrain(_first_stage(recipe), data, out / "first_stage", resume=True, command=command, build=build)
         if not first.complete:
             return replace(first, run=out, reason=f"the first stage ended early: {first.reason}")
         encoder_weights = read_model(first.run / "model").model.encoder.state_dict()
-    return Trainer(recipe, store, run, command or sys.argv, encoder_weights).train()
+    return Trainer(recipe, store, run, command or sys.argv, encoder_weights, build).train()
 
 
 def _first_stage(recipe: Recipe) -> Recipe:

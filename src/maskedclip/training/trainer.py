@@ -19,7 +19,7 @@ from maskedclip.models.attention import plain_is_faster, set_attention
 from maskedclip.models.maskedclip import MaskedCLIP, build_model
 from maskedclip.models.saving import Preprocessing, save_model
 from maskedclip.objectives.base import Batch
-from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
+from maskedclip.objectives.pretraining import BuildObjective, PretrainingObjective, build_objective
 from maskedclip.recipe import Recipe
 from maskedclip.training.checkpoint import (
     Progress,
@@ -80,6 +80,7 @@ class Trainer:
         run: RunDirectory,
         command: Sequence[str],
         encoder_weights: dict[str, Tensor] | None,
+        build: BuildObjective = build_objective,
     ) -> None:
         self.recipe, self.store, self.run = recipe, store, run
         training = recipe.training
@@ -104,7 +105,7 @@ class Trainer:
         if encoder_weights is not None:
             model.encoder.load_state_dict(encoder_weights)
         self.model: MaskedCLIP = model
-        self.objective: PretrainingObjective = build_objective(recipe, model)
+        self.objective: PretrainingObjective = build(recipe, model)
         self._make_modules()
         self.progress = Progress()
         self._prepare(command, texts)

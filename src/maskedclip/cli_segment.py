@@ -1,0 +1,129 @@
+"""The verbs that show where: segment (labels in place) and explain (what a score rests on)."""
+
+import argparse
+import json
+from typing import Any
+
+from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.errors import UserError
+
+# Of deployment.segment, repeated here so that help needs no heavy import; a test holds them together.
+METHODS = ("similarity", "contribution", "regions", "relevance", "rollout", "removal")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=path, help="the run directory that pretrain wrote")
+    parser.add_argument(
+        "images", type=path, nargs="+", metavar="IMAGE|FOLDER", help="photographs, folders, lists, archives or stores"
+    )
+    parser.add_argument("--labels", default="", metavar="A,B", help='separated by commas: "haemorrhage,drusen"')
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default=None,
+        help="similarity (segment's): patches beside text; regions: outlined parts with a label; removal (explain's), "
+        "contribution, relevance, rollout: what the whole photograph's score rests on",
+    )
+    parser.add_argument("--against-normal", action="store_true", help="less the likeness to a normal fundus")
+    parser.add_argument(
+        "--reference",
+        type=path,
+        metavar="STORE|FOLDER",
+        help="subtract the mean map over up to 64 of these photographs",
+    )
+    parser.add_argument("--prompts", type=path, metavar="FILE", help="YAML or JSON: label -> sentences")
+    parser.add_argument("--head", type=path, metavar="DIR", help="explain a saved head (of probe) instead of texts")
+    parser.add_argument("--size", type=int, default=None, metavar="PX", help="that the model reads; default: its own")
+    parser.add_argument(
+        "--tiles", default="1", metavar="N", help="read N x N overlapping parts; 1,2 averages two scales; default 1"
+    )
+    parser.add_argument("--masks", action="store_true", help="write masks as PNG and outline them")
+    parser.add_argument("--threshold", type=float, default=None, metavar="X", help="of masks; default: Otsu's")
+    parser.add_argument(
+        "--maps", choices=["none", "png", "npy"], default="none", help="raw maps for programs: 16-bit PNG, or NumPy"
+    )
+    parser.add_argument("--range", default=None, metavar="LOW,HIGH", help="one colour scale for all pictures")
+    parser.add_argument("--opacity", type=float, default=0.6, help="of the colours, 0 to 1; default 0.6")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--json", action="store_true", help="one JSON object a photograph instead of the summary")
+
+
+def _segment(args: argparse.Namespace, default: str = "similarity") -> None:
+    labels = [label.strip() for label in args.labels.split(",") if label.strip()]
+    if args.head is None and not labels:
+        raise UserError("--labels: name at least one, e.g. --labels drusen,haemorrhage")
+    tiles = _numbers(args.tiles, int, "--tiles", "e.g. 2 or 1,2")
+    ends = None if args.range is None else _numbers(args.range, float, "--range", "e.g. 0,0.3")
+    if ends is not None and (len(ends) != 2 or not ends[0] < ends[1]):
+        raise UserError("--range: give two rising numbers, e.g. 0,0.3")
+    if not 0 <= args.opacity <= 1:
+        raise UserError(f"--opacity: {args.opacity:g} is outside 0 to 1")
+    if args.threshold is not None and args.threshold != args.threshold:
+        raise UserError("--threshold: give a number")
+    from maskedclip.data.prompts import load_prompts
+    from maskedclip.deployment.classifier import read_classifier
+    from maskedclip.deployment.model import load
+    from maskedclip.deployment.segment import Segmenter, Settings
+    from maskedclip.deployment.segment_files import Drawing, read_reference, write_segments
+
+    method: Any = args.method or default  # one of METHODS, as argparse made sure
+    model = load(args.run, device=args.device)
+    settings = Settings(
+        labels=labels,
+        method=method,
+        against_normal=args.against_normal,
+        prompts=load_prompts(args.prompts) if args.prompts else {},
+        size=args.size,
+        tiles=tiles,
+        threshold=args.threshold,
+    )
+    segmenter = Segmenter(model, settings, read_classifier(args.head, model) if args.head else None)
+    if args.reference is not None:
+        read_reference(segmenter, args.reference)
+    drawing = Drawing(
+        masks=args.masks, maps=args.maps, opacity=args.opacity, ends=(ends[0], ends[1]) if ends is not None else None
+    )
+    written = write_segments(segmenter, args.images, args.out, drawing)
+    if args.json:
+        for record in written.records:
+            print(json.dumps(record, ensure_ascii=False))
+        return
+    first = written.records[0]["folder"]
+    photographs, labels = _counted(written.photographs, "photograph"), _counted(len(segmenter.labels), "label")
+    say_next(
+        f"{photographs}, {labels}, by {settings.method}; numbers in {args.out}/segments.csv and segments.json",
+        "where the model looks, not where a disease is; no diagnosis (docs/segment.md has measured limits)",
+        f"next: open {args.out / first / 'panel.png'}",
+    )
+
+
+def _explain(args: argparse.Namespace) -> None:
+    _segment(args, default="removal")  # the one that deletion of patches bears out, see docs/segment.md
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _numbers(text: str, kind: type, option: str, example: str) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option}: {text!r} is no list of numbers; give {example}") from None
+
+
+SEGMENT_VERBS: dict[str, Verb] = {
+    "segment": Verb(
+        "where labels are in photographs: overlays, masks, regions",
+        'maskedclip segment runs/first photographs/ --labels "haemorrhage,drusen" --out segments --masks',
+        _arguments,
+        _segment,
+    ),
+    "explain": Verb(
+        "what the score of a label, or of a trained head, rests on in a photograph",
+        'maskedclip explain runs/first eye.jpg --labels "glaucoma" --out explained',
+        _arguments,
+        _explain,
+    ),
+}

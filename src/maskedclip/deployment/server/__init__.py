@@ -1,0 +1,1 @@
+"""The model behind a page and an HTTP interface: FastAPI, one worker thread, uploads with limits."""
