@@ -35,6 +35,7 @@ def test_page__its_commands_parse(page: str) -> None:
 def test_page__its_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
+        assert page == "README.md" or not target.startswith(".."), f"{target} is no part of the site"
 
 
 def test_readme__shows_commands() -> None:
