@@ -296,6 +296,13 @@ def run(arguments: Sequence[str]) -> None:
     verb.run(args)
 
 
+_AFTER_INTERRUPTION = {
+    "pretrain": "; the same command with --resume true goes on",
+    **dict.fromkeys(("curate", "demo", "embed", "study"), "; the same command goes on"),
+    **dict.fromkeys(("segment", "explain"), "; what is finished stays, give another --out"),
+}
+
+
 def main() -> None:
     """Entry point: errors become one line and a status, 2 for what the user gave, 1 for a check that failed."""
     try:
@@ -305,7 +312,8 @@ def main() -> None:
     except CheckFailed as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command with --resume true (pretrain) or alone goes on", 130)
+        verb = sys.argv[1] if len(sys.argv) > 1 else ""
+        _fail(f"interrupted{_AFTER_INTERRUPTION.get(verb, '')}", 130)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:

@@ -80,6 +80,7 @@ def _search(args: argparse.Namespace) -> None:
 
 def _answer(args: argparse.Namespace, queries: list[Any]) -> None:
     from maskedclip.console import say
+    from maskedclip.deployment.publishing import partial_of, publish
     from maskedclip.deployment.search import open_index
     from maskedclip.deployment.search_query import answer
     from maskedclip.deployment.search_show import print_results, to_csv, to_json
@@ -101,9 +102,9 @@ def _answer(args: argparse.Namespace, queries: list[Any]) -> None:
     if args.out is not None:
         lines = "".join(to_json(result, index) + "\n" for result in results)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = args.out.with_name(args.out.name + ".partial")
+        partial = partial_of(args.out)
         partial.write_text(to_csv(results, index) if args.out.suffix.lower() == ".csv" else lines, encoding="utf-8")
-        partial.replace(args.out)
+        publish(partial, args.out)
         last.append(f"{sum(len(result.hits) for result in results):,} hits of {len(results):,} queries in {args.out}")
     if args.sheet is not None:
         from maskedclip.deployment.search_sheet import write_sheet
@@ -113,10 +114,10 @@ def _answer(args: argparse.Namespace, queries: list[Any]) -> None:
             say(f"{args.sheet}: {missing} pictures are missing; {pictures.why_not or 'they could not be read'}")
         last.append(f"contact sheet in {args.sheet}")
     if not args.json:
-        say_next(*last, _next(args, index))
+        say_next(*last, _next(args, index, found=any(result.hits for result in results)))
 
 
-def _next(args: argparse.Namespace, index: Any) -> str:
+def _next(args: argparse.Namespace, index: Any, *, found: bool) -> str:
     how = (
         "exact"
         if index.graph is None
@@ -126,12 +127,14 @@ def _next(args: argparse.Namespace, index: Any) -> str:
     passing = index.rows(args.where)
     some = "" if passing is None or not args.where else f"{len(passing):,} of "
     searched = f"{some}{len(index):,} rows searched"
+    if not found:
+        return f"{searched}, {how}; next: loosen --where"
     if args.sheet is None:
         return f"{searched}, {how}; next: look at them, --sheet hits.html"
     labels = [name for name in index.columns if name.startswith("label.")]
-    return (
-        f'{searched}, {how}; next: narrow it, e.g. --where "{labels[0] if labels else index.columns[-1]} is not null"'
-    )
+    if not labels:
+        return f"{searched}, {how}; next: open {args.sheet}"
+    return f'{searched}, {how}; next: open {args.sheet}; narrow it with --where, e.g. "{labels[0]} = 1"'
 
 
 def _model(args: argparse.Namespace, queries: list[Any]) -> Any:

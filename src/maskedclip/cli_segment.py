@@ -94,6 +94,11 @@ def _segment(args: argparse.Namespace, default: str = "similarity") -> None:
     say_next(
         f"{photographs}, {labels}, by {settings.method}; numbers in {args.out}/segments.csv and segments.json",
         "where the model looks, not where a disease is; no diagnosis (docs/segment.md has measured limits)",
+        *(
+            ["masks: Otsu's threshold parts every map in two, also where nothing is; --threshold X sets yours"]
+            if args.masks and args.threshold is None
+            else []
+        ),
         f"next: open {args.out / first / 'panel.png'}",
     )
 

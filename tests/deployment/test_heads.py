@@ -20,7 +20,7 @@ from maskedclip.data.store import Store
 from maskedclip.deployment.classifier import read_classifier, zero_shot_classifier
 from maskedclip.deployment.heads import abstention_curve
 from maskedclip.deployment.heads_fit import fit_head
-from maskedclip.deployment.heads_saving import save_head
+from maskedclip.deployment.heads_saving import read_head, save_head
 from maskedclip.deployment.model import Model
 from maskedclip.errors import UserError
 from maskedclip.evaluation.calibration import platt
@@ -295,3 +295,34 @@ def test_abstention_curve__unknown_truths_do_not_count() -> None:
     assert table.accuracies[0, 40] == pytest.approx(1)  # the least certain of three rows is left undecided
     assert table.coverages[0, 40] == pytest.approx(2 / 3)
     assert np.isnan(table.accuracies[0, 99])  # one row of one class: no balanced accuracy
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("labels", "ab"), ("labels", ["red", "red"]), ("calibrated", ["false", "false"])]
+)
+def test_read__refuses_what_no_head_says(linear: Path, tmp_path: Path, field: str, value: Any) -> None:
+    hostile = tmp_path / "hostile"
+    shutil.copytree(linear, hostile)
+    about = json.loads((hostile / "head.json").read_text())
+    (hostile / "head.json").write_text(json.dumps({**about, field: value}))
+    with pytest.raises(UserError, match="damaged"):
+        read_head(hostile)
+    (hostile / "head.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="damaged"):
+        read_head(hostile)
+
+
+def test_abstain__is_rounded_before_its_range_is_checked(linear: Path) -> None:
+    head = read_head(linear).head
+    with pytest.raises(UserError, match="outside"):
+        head.abstaining(0.996)
+
+
+def test_save__leaves_a_users_partial_folder_alone(linear: Path, trained_model: Model, tmp_path: Path) -> None:
+    mine = tmp_path / "head.partial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    saved = read_head(linear)
+    save_head(tmp_path / "head", saved.head, trained_model, base=saved.base)
+    assert mine.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "head.partial"]

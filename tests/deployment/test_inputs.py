@@ -228,3 +228,11 @@ def test_photographs__in_a_data_loader_without_weights(folder: Path, trained_mod
 def test_photographs__of_a_store_reopen_in_a_worker(trained_store: Path, trained_model: Model) -> None:
     copy = pickle.loads(pickle.dumps(photographs(trained_store, trained_model)))
     assert torch.equal(copy[4], photographs(trained_store, trained_model)[4])
+
+
+def test_list__as_windows_saves_it(folder: Path, tmp_path: Path) -> None:
+    names = [path.name for path in sorted(folder.iterdir()) if path.is_file()][:2]
+    listing = folder / "listing.txt"
+    listing.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names).encode())
+    assert open_inputs(listing).ids == names
+    listing.unlink()

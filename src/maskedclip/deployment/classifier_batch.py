@@ -14,6 +14,7 @@ import torch
 from maskedclip.console import bar, say
 from maskedclip.deployment.classifier import Answer, Classifier
 from maskedclip.deployment.inputs import Inputs, Prepared, Rejected, open_inputs
+from maskedclip.deployment.publishing import partial_of, publish
 from maskedclip.errors import UserError
 from maskedclip.models.features import BATCH
 
@@ -155,7 +156,7 @@ class AnswerFile:
             raise UserError(f"--out {path}: exists; choose another file")
         self.path, self.calibrated = path, classifier.calibrated
         self.columns = [_column(label) for label in classifier.labels]
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = partial_of(path)
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ class AnswerFile:
     ) -> None:
         self._file.close()
         if kind is None:
-            self._partial.rename(self.path)
+            publish(self._partial, self.path)
         else:
             self._partial.unlink(missing_ok=True)
 

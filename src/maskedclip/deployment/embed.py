@@ -23,6 +23,7 @@ from maskedclip.deployment.embed_ranks import embedding_ranks
 from maskedclip.deployment.external_open_clip import OpenClipModel
 from maskedclip.deployment.inputs import Inputs, Rejected, open_inputs
 from maskedclip.deployment.model import Model
+from maskedclip.deployment.publishing import publish
 from maskedclip.errors import UserError
 from maskedclip.models.features import BATCH
 from maskedclip.ranks import everybody, wait_for_all
@@ -198,6 +199,6 @@ def _finish(parts: Parts, inputs: Inputs, listing: Path, settings: dict[str, obj
             writer.writerow(["file", "reason"])
             writer.writerows([entry.id, entry.reason] for entry in rejected)
         say(f"{len(rejected):,} of {len(inputs) + len(inputs.unlisted):,} left out; every reason is in {listing}")
-    parts.joined.rename(parts.out)
+    publish(parts.joined, parts.out)
     parts.remove()
     return Embedded(parts.out, rows, rejected, tuple(settings["outputs"]), leads=True)  # type: ignore[arg-type]

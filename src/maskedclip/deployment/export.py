@@ -18,6 +18,7 @@ from maskedclip.deployment.export_card import evaluation_of, model_card
 from maskedclip.deployment.export_tokenizer import write_tokenizer
 from maskedclip.deployment.exported import ABOUT, open_exported
 from maskedclip.deployment.model import Model, load
+from maskedclip.deployment.publishing import partial_of, publish
 from maskedclip.errors import CheckFailed, UserError
 
 PRECISIONS = {
@@ -95,8 +96,7 @@ def export(run: Path, out: Path, wanted: Wanted) -> Export:
         if wanted.check is None
         else check.material(wanted.check, size, wanted.images)
     )
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_of(out)
     with _removed_on_failure(partial):
         about = _write(partial, model, wanted)
         carried = _carry_along(partial, model, wanted)
@@ -120,7 +120,7 @@ def export(run: Path, out: Path, wanted: Wanted) -> Export:
             relocate(partial, out)
         if out.exists():
             raise UserError(f"--out {out}: came to be meanwhile; choose another folder")
-        partial.rename(out)
+        publish(partial, out)
     return Export(out, found, limits, given.origin)
 
 

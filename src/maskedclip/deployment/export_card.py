@@ -148,12 +148,17 @@ def _training(about: dict[str, Any], run: Path) -> str:
         known += [(name.replace("_", " "), value)]
     for section, names in _RECIPE.items():
         part = recipe.get(section) or {}
-        known += [(f"{section}.{name}", part.get(name)) for name in names]
+        known += [(f"{section}.{name}", _without_folders(part.get(name))) for name in names]
     known += [("seed", recipe.get("seed")), ("code", environment.get("code"))]
     rows = [(name, value) for name, value in known if value not in (None, "")]
     if not rows:
         return "## Training\n\nUnknown: the model folder came without its run (recipe.yaml, environment.json)."
     return "## Training\n\n| what | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _without_folders(value: object) -> object:
+    """The name alone of an absolute path: a card is published, and folders name users and servers."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 _RECIPE = {

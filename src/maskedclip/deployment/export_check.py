@@ -102,7 +102,7 @@ def material(data: Path, preprocessing: Preprocessing, count: int) -> Material:
         all_texts = inputs.table.column("text").to_pylist()
         texts = list(dict.fromkeys(all_texts[found.row] for found in read if all_texts[found.row]))
     images = torch.stack([found.image for found in read if found.image is not None])
-    return Material(images, texts or prompts_for("glaucoma"), f"{len(read)} photographs of {data.name}")
+    return Material(images, texts or prompts_for("glaucoma"), f"{len(read)} photographs from {data.name}")
 
 
 def agreements(exported: Exported, model: Model, given: Material) -> list[Agreement]:

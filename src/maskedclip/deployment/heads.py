@@ -126,11 +126,12 @@ class Head:
         Raises:
             UserError: the share is out of range, or no validation rows were seen.
         """
+        share = round(share, 2)
         if not 0 <= share < 1:
             raise UserError(f"--abstain: {share:g} is outside [0, 1); 0.2 leaves the least certain fifth undecided")
         if share and self.abstention is None:
             raise UserError("--abstain: needs validation rows to choose a threshold on; add --calibrate STORE")
-        return replace(self, abstain=round(share, 2))
+        return replace(self, abstain=share)
 
 
 def abstention_curve(head: Head, scores: NDArray, truth: NDArray[np.int64]) -> Abstention:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
 
+from maskedclip.data.prompts import is_normal
 from maskedclip.data.store import Store
 from maskedclip.deployment.classifier import Classifier
 from maskedclip.deployment.classifier_calibration import calibrate
@@ -144,7 +145,7 @@ def _linear(model: Model, lesson: _Lesson, output: str, seed: int) -> Classifier
     _refuse_nothing(heads, left_out)
     if lesson.kind == "independent":
         labels = tuple(heads)
-        cuts = np.array([logit(head.prior[1]) for head in heads.values()])
+        cuts = _rest_of_normal(labels, np.array([logit(head.prior[1]) for head in heads.values()]))
     else:
         task, own = next((lesson.tasks[name], head) for name, head in heads.items())
         labels = _class_names(task, own.present)
@@ -164,6 +165,12 @@ def _linear(model: Model, lesson: _Lesson, output: str, seed: int) -> Classifier
     )
 
 
+def _rest_of_normal(labels: tuple[str, ...], cuts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cuts of findings (T,), NaN for a normal label beside them: it is present where no other is."""
+    normals = np.array([is_normal(name) for name in labels])
+    return cuts if normals.all() else np.where(normals, np.nan, cuts)
+
+
 def _tuned(model: Model, lesson: _Lesson, method: Method, settings: FineTuneSettings, seed: int) -> Classifier:
     done = fine_tune(model, lesson.store, lesson.tasks, lesson.rows, lesson.splits, settings, seed=seed, keep=True)
     left_out = lesson.left_out | {name: answer for name, answer in done.answers.items() if isinstance(answer, str)}
@@ -171,7 +178,8 @@ def _tuned(model: Model, lesson: _Lesson, method: Method, settings: FineTuneSett
     tuned, record = done.networks[0], done.records[0]
     network, own = tuned.network, tuned.labels
     if own.binary:
-        labels, cuts = tuple(task.name for task in own.tasks), logit(np.array(own.cuts()))
+        labels = tuple(task.name for task in own.tasks)
+        cuts = _rest_of_normal(labels, logit(np.array(own.cuts())))
     else:
         labels = _class_names(own.tasks[0], own.present.tolist())
         cuts = np.full(len(labels), np.nan)
@@ -221,7 +229,7 @@ def _learnt_head(
     splits, numbers = np.unique(lesson.splits, return_counts=True)
     data = {
         "data": lesson.store.fingerprint,
-        "stores": [str(folder) for folder in lesson.store.folders],
+        "stores": [folder.name for folder in lesson.store.folders],
         "rows": dict(zip(splits.tolist(), numbers.tolist(), strict=True)),
         "columns": list(lesson.tasks),
     }

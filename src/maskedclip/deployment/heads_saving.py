@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import maskedclip
 from maskedclip.deployment.heads import STEPS, Abstention, Head, Kind, Method
 from maskedclip.deployment.model import Model
+from maskedclip.deployment.publishing import partial_of, publish
 from maskedclip.errors import UserError
 from maskedclip.models.saving import save_model
 
@@ -54,8 +55,7 @@ def save_head(folder: Path, head: Head, model: Model, *, base: str) -> None:
         UserError: the folder exists, or cannot be written.
     """
     refuse_existing(folder, "--out")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_of(folder)
     try:
         partial.mkdir(parents=True)
         save_file(_tensors(head), partial / _TENSORS)
@@ -63,10 +63,10 @@ def save_head(folder: Path, head: Head, model: Model, *, base: str) -> None:
             save_model(partial / _MODEL, model.module, None, model.preprocessing, {})
         text = json.dumps(_description(head, model, base, partial / _TENSORS), indent=2, allow_nan=False) + "\n"
         (partial / FILE).write_text(text, encoding="utf-8")
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{folder}: the head cannot be written ({error}); free space or give another folder") from None
+    publish(partial, folder)
 
 
 def refuse_existing(path: Path, option: str) -> None:
@@ -99,7 +99,7 @@ def read_head(folder: Path) -> SavedHead:
             raise UserError(f"{folder}/{_TENSORS}: is damaged, or another head's; copy the folder again")
         head = _head(about, load_file(folder / _TENSORS))
         base, preprocessing = str(about["model"]), dict(about["preprocessing"])
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}/{FILE}: is damaged ({_first_line(error)}); copy the folder again") from None
@@ -141,12 +141,16 @@ def _description(head: Head, model: Model, base: str, tensors: Path) -> dict[str
 
 def _head(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Head:
     """Raises KeyError or ValueError where parts are missing or do not fit each other."""
+    if not isinstance(about["labels"], list):
+        raise ValueError("labels")
     labels = tuple(about["labels"])
     count = len(labels)
     if about["kind"] not in get_args(Kind) or about["method"] not in get_args(Method):
         raise ValueError(f"kind {about['kind']!r}, method {about['method']!r}")
-    if not count or not all(isinstance(label, str) for label in labels):
+    if not count or not all(isinstance(label, str) for label in labels) or len(set(labels)) != count:
         raise ValueError("labels")
+    if not all(isinstance(value, bool) for value in about["calibrated"]):
+        raise ValueError("calibrated")
     weight = tensors["weight"]
     width = weight.shape[1]
     shapes = {"weight": (count, width), **dict.fromkeys(("bias", "slopes", "intercepts", "cuts"), (count,))}
@@ -158,6 +162,9 @@ def _head(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Head:
     for name, shape in shapes.items():
         if tensors[name].shape != shape or tensors[name].dtype != np.float64:
             raise ValueError(f"{name} is {tensors[name].dtype} {tensors[name].shape}, not float64 {shape}")
+    for name in ("weight", "bias", "slopes", "intercepts"):
+        if not np.isfinite(tensors[name]).all():
+            raise ValueError(f"{name} holds values that are no numbers")
     head = Head(
         labels=labels,
         kind=about["kind"],

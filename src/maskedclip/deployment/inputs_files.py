@@ -117,7 +117,7 @@ def of_paths(paths: Iterable[Path | str]) -> Inputs:
 def of_list(path: Path, encoding: str) -> Inputs:
     """A path a line, seen from the list's folder, or from the working directory where only there the first one is."""
     try:
-        lines = path.read_text(encoding=encoding).splitlines()
+        lines = path.read_text(encoding=encoding).removeprefix("\ufeff").split("\n")
     except (UnicodeError, LookupError) as error:
         raise UserError(f"--data {path}: is no text in {encoding} ({error}); give its encoding, --encoding") from None
     given = [line.strip() for line in lines if line.strip()]
@@ -130,6 +130,10 @@ def of_list(path: Path, encoding: str) -> Inputs:
     if not (root / first).exists() and Path(first).exists() and not is_url(first):
         root = Path()
         notes.append("paths of the list are seen from the working directory")
+    if len(names) == 1 and not is_url(first) and not (root / first).exists():
+        raise UserError(
+            f"--data {path}: is read as a list of paths, one a line; its only line, {names[0][:60]!r}, is no file"
+        )
     return FileInputs(path, root, _table(names), notes)
 
 

@@ -109,7 +109,10 @@ def _build(partial: Path, values: np.ndarray, usable: np.ndarray | None, texts: 
         if len(held):
             index.add(held, np.ascontiguousarray(values[held]), threads=threads)
         shown.advance(len(held))
-    index.save(str(partial))
+    try:
+        index.save(str(partial))
+    except RuntimeError as error:  # what usearch makes of a full disk, or of a folder that cannot be written
+        raise UserError(f"{partial}: the index cannot be written ({error}); free space, or --index exact") from None
     return {
         "rows": len(rows),
         "width": values.shape[1],

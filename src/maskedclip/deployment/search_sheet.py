@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from maskedclip import html
+from maskedclip.deployment.publishing import partial_of, publish
 from maskedclip.deployment.search import Hit, SearchIndex
 from maskedclip.deployment.search_pictures import Pictures
 from maskedclip.deployment.search_query import Result
@@ -48,9 +49,9 @@ def write_sheet(path: Path, results: Sequence[Result], index: SearchIndex, pictu
         _drawn(results, taken).save(buffer, kind, **({} if kind == "png" else {"quality": 92}))
         data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     partial.write_bytes(data)
-    partial.replace(path)
+    publish(partial, path, "--sheet")
     return sum(picture is None for group in taken for picture in group)
 
 

@@ -4,6 +4,7 @@ Beside the file where that can be written, else in the user's cache folder.  A c
 file are those of the JSON, or, where the time differs (a copied file), while its sha256 is.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,11 +29,19 @@ class Stamped:
     def path(self) -> Path:
         """Where it is, or will be."""
         beside = self.source.with_name(f"{self.source.stem}.{self.name}")
-        if beside.is_file() or os.access(self.source.parent, os.W_OK):
+        if os.access(self.source.parent, os.W_OK) or self._fits(beside):
             return beside
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = hashlib.sha256(str(self.source.resolve()).encode()).hexdigest()[:16]
         return home / "maskedclip" / "search" / folder / beside.name
+
+    def _fits(self, beside: Path) -> bool:
+        """Whether a copy in a folder that cannot be written belongs to the source, by sizes; `facts` looks closer."""
+        try:
+            facts = json.loads(beside.with_name(beside.name + ".json").read_text())
+            return facts["source_bytes"] == self.source.stat().st_size and facts["bytes"] == beside.stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     @property
     def stamp(self) -> Path:
@@ -53,7 +62,8 @@ class Stamped:
             if facts["source_modified_ns"] != state.st_mtime_ns:
                 if facts["source_sha256"] != sha256(self.source):
                     return None
-                self._write_stamp({**facts, "source_modified_ns": state.st_mtime_ns})
+                with contextlib.suppress(OSError):  # in a folder that cannot be written it is computed each time
+                    self._write_stamp({**facts, "source_modified_ns": state.st_mtime_ns})
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return facts

@@ -96,6 +96,7 @@ def test_host__and_origin_of_strangers_are_refused(client: TestClient) -> None:
     assert not settings.knows_host("hospital.example")
     assert not settings.knows_host(None)
     assert not settings.is_local
+    error_of(client.get("/api/v1/model", headers={"Origin": "http://["}), 403, "foreign_origin")
 
 
 def test_bytes__too_many_are_refused(client: TestClient) -> None:
@@ -164,6 +165,18 @@ def test_dicom__bombs_are_refused(client: TestClient) -> None:
     assert "larger than the file says" in error_of(
         client.post("/api/v1/findings", files=[file(written(inside))]), 413, "too_large"
     )
+    # the same behind a box, which a decoder skips; and a JPEG with a fill byte before its first marker
+    boxed = b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(frame)
+    filled = b"\xff\xd8\xff\xff\xe0\0\x04ab\xff\xc0\0\x0b\x08" + struct.pack(">HH", 60_000, 60_000) + bytes(5)
+    for hidden in (boxed, filled):
+        inside.PixelData = encapsulate([hidden])
+        assert "larger than the file says" in error_of(
+            client.post("/api/v1/findings", files=[file(written(inside))]), 413, "too_large"
+        )
+    inside.PixelData = encapsulate([b"\0" * 64])
+    assert "does not tell its size" in error_of(
+        client.post("/api/v1/findings", files=[file(written(inside))]), 422, "unreadable"
+    )
     # a file that is deflated as a whole and unpacks to a thousand times its size
     deflated = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
     deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
@@ -171,6 +184,28 @@ def test_dicom__bombs_are_refused(client: TestClient) -> None:
     data = written(deflated)
     assert len(data) < 1 << 20
     assert "unpacks" in error_of(client.post("/api/v1/findings", files=[file(data)]), 413, "too_large")
+
+
+def test_tiff__of_many_channels_is_refused_before_it_is_decoded(client: TestClient) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((64, 64, 60), np.uint8), compression="zlib", planarconfig="contig")
+    said = error_of(client.post("/api/v1/findings", files=[file(buffer.getvalue())]), 422, "unreadable")
+    assert "60 channels" in said
+
+
+def test_kept__bombs_are_not_unpacked_for_keeping(served: list[Served], tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    deflated = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated.add_new(0x00091001, "OB", bytes(40 << 20))
+    buffer = io.BytesIO()
+    deflated.save_as(buffer)
+    with serving(served, Settings(keep_uploads=tmp_path, max_bytes=1 << 20)) as (client, _):
+        error_of(client.post("/api/v1/findings", files=[file(buffer.getvalue())]), 413, "too_large")
+    assert not list(tmp_path.iterdir())
 
 
 def test_content__decides_and_not_the_name(client: TestClient) -> None:

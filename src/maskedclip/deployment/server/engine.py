@@ -192,10 +192,16 @@ class Engine:
         return list(await asyncio.gather(*work))
 
     def _decode(self, upload: Upload) -> photographs.Photograph:
-        allowed = max(_INFLATED * len(upload.data), self.settings.max_bytes)
         return photographs.decode(
-            upload.data, upload.name, max_pixels=self.settings.max_pixels, max_inflated=min(allowed, 1 << 30)
+            upload.data,
+            upload.name,
+            max_pixels=self.settings.max_pixels,
+            max_inflated=self.most_inflated(upload.data),
         )
+
+    def most_inflated(self, data: bytes) -> int:
+        """Bytes that an upload may unpack to, where it is compressed as a whole."""
+        return min(max(_INFLATED * len(data), self.settings.max_bytes), 1 << 30)
 
     def _prepare(self, upload: Upload, preprocessing: Preprocessing) -> Ready:
         photograph = self._decode(upload)

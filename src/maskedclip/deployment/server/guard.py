@@ -91,7 +91,7 @@ class Guard:
                 421, "unknown_host", "this server does not go by that name; start it with --allow-host NAME"
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is not None and _netloc(origin) != headers.get("host", "").lower():
             return errors.Refusal(403, "foreign_origin", "pages of other sites may not ask this server")
         path = scope["path"]
         if self._settings.api_key is None or path in _OPEN or path.startswith("/page/"):
@@ -117,3 +117,11 @@ def error_response(scope: Scope, refusal: errors.Refusal) -> JSONResponse:
 def _bearer(header: str | None) -> str:
     kind, _, key = (header or "").partition(" ")
     return key.strip() if kind.lower() == "bearer" else ""
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an Origin header, "" of one that is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""

@@ -30,6 +30,7 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF
 SUFFIXES = {"DICOM": ".dcm", "JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
 _DEFLATED, _RUN_LENGTH = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 _PREVIEW = 1024
+_MOST_CHANNELS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def decode(data: bytes, name: str, *, max_pixels: int, max_inflated: int) -> Pho
         Refusal: 413, too large; 422, no picture, with the reason.
     """
     try:
-        _check_deflated(data, max_inflated)
+        check_deflated(data, max_inflated)
         header = read_header(data)
         if header.width * header.height > max_pixels:
             raise too_large(
@@ -179,7 +180,7 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _check_deflated(data: bytes, limit: int) -> None:
+def check_deflated(data: bytes, limit: int) -> None:
     """A deflated DICOM file is unpacked as a whole when it is opened: its size is counted before."""
     if _DEFLATED.encode() not in data[132:1024] or data[132:136] != b"\2\0\0\0":
         return
@@ -225,15 +226,22 @@ def _encapsulated(dataset: Any, width: int, height: int) -> tuple[int, int] | No
         if len(first) > 1.1 * raw + (1 << 16):
             raise too_large("the picture inside the DICOM file is larger than the file says", "bomb")
         return None
-    return _frame_size(first)
+    size = _frame_size(first)
+    if size is None:  # its decoder would find out only when the memory is taken
+        raise UndecodableImage("is a DICOM file whose compressed picture does not tell its size")
+    return size
 
 
 def _frame_size(frame: bytes) -> tuple[int, int] | None:
     """Width and height in the header of a JPEG, JPEG-LS or JPEG 2000 code stream."""
-    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 16:
-        return struct.unpack_from(">II", frame, 8)
+    if frame[:2] != b"\xff\xd8":
+        start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # a box may stand before the code stream
+        return struct.unpack_from(">II", frame, start + 8) if start >= 0 and len(frame) >= start + 16 else None
     place = 2
-    while frame[:2] == b"\xff\xd8" and place + 9 <= len(frame):
+    while place + 9 <= len(frame) and frame[place] == 0xFF:
+        if frame[place + 1] == 0xFF:  # fill bytes may stand before a marker
+            place += 1
+            continue
         marker, length = frame[place + 1], struct.unpack_from(">H", frame, place + 2)[0]
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             height, width = struct.unpack_from(">HH", frame, place + 5)
@@ -249,7 +257,13 @@ def _rare_tiff_header(data: bytes) -> Header:
 
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page: Any = file.pages[0]
+            if int(page.samplesperpixel) > _MOST_CHANNELS:
+                raise UndecodableImage(
+                    f"has {page.samplesperpixel} channels: save those that are red, green and blue as a picture"
+                )
             return Header(kind="TIFF", width=int(page.imagewidth), height=int(page.imagelength) * int(page.imagedepth))
+    except UndecodableImage:
+        raise
     except ImportError:
         raise UndecodableImage("is a TIFF of a rare kind: save it as 8-bit RGB or as PNG") from None
     except Exception:

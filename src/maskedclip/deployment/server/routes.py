@@ -185,13 +185,14 @@ async def _uploads(engine: Engine, files: Sequence[UploadFile], *, keep: bool = 
     uploads = [Upload(name=photographs.harmless_name(file.filename), data=await file.read()) for file in files]
     if keep and engine.settings.keep_uploads is not None:
         for upload in uploads:
-            _keep(engine.settings.keep_uploads, upload.data)
+            await asyncio.to_thread(_keep, engine, engine.settings.keep_uploads, upload.data)
     return uploads
 
 
-def _keep(folder: Path, data: bytes) -> None:
-    """Write an upload under a random name; no name of the client's, and no picture, reaches the disk."""
+def _keep(engine: Engine, folder: Path, data: bytes) -> None:
+    """Write an upload under a random name; no name of the client's, and nothing but a picture, reaches the disk."""
     try:
+        photographs.check_deflated(data, engine.most_inflated(data))
         kind = photographs.read_header(data).kind
     except Exception:  # what cannot be read is refused when it is decoded, and not kept
         return
