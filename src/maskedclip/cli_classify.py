@@ -101,7 +101,7 @@ def _check_classify(args: argparse.Namespace) -> None:
 
 def _classifier(args: argparse.Namespace) -> "Classifier":
     """What the arguments describe, before --calibrate and --abstain."""
-    from maskedclip.data.prompts import load_prompts
+    from maskedclip.data.prompts import load_prompts, unknown_labels
     from maskedclip.deployment.classifier import read_classifier, zero_shot_classifier
     from maskedclip.deployment.heads_saving import is_head, read_head
 
@@ -121,6 +121,8 @@ def _classifier(args: argparse.Namespace) -> "Classifier":
     if unread:
         say(f"{args.prompts}: not read, as they are not among the labels: {', '.join(unread)}")
     kind = "independent" if args.findings else "exclusive"
+    for remark in unknown_labels(labels, prompts):
+        say(remark)
     return zero_shot_classifier(_model(args.run, {}), labels, kind=kind, prompts=prompts)
 
 

@@ -61,19 +61,23 @@ def _segment(args: argparse.Namespace, default: str = "similarity") -> None:
         raise UserError(f"--opacity: {args.opacity:g} is outside 0 to 1")
     if args.threshold is not None and args.threshold != args.threshold:
         raise UserError("--threshold: give a number")
-    from maskedclip.data.prompts import load_prompts
+    from maskedclip.console import say
+    from maskedclip.data.prompts import load_prompts, unknown_labels
     from maskedclip.deployment.classifier import read_classifier
     from maskedclip.deployment.model import load
     from maskedclip.deployment.segment import Segmenter, Settings
     from maskedclip.deployment.segment_files import Drawing, read_reference, write_segments
 
+    prompts = load_prompts(args.prompts) if args.prompts else {}
+    for remark in unknown_labels(labels, prompts) if args.head is None else ():
+        say(remark)
     method: Any = args.method or default  # one of METHODS, as argparse made sure
     model = load(args.run, device=args.device)
     settings = Settings(
         labels=labels,
         method=method,
         against_normal=args.against_normal,
-        prompts=load_prompts(args.prompts) if args.prompts else {},
+        prompts=prompts,
         size=args.size,
         tiles=tiles,
         threshold=args.threshold,

@@ -10,6 +10,7 @@ from maskedclip.data.prompts import (
     load_prompts,
     prompts_for,
     prompts_for_class,
+    unknown_labels,
 )
 from maskedclip.data.prompts_findings import FINDINGS, Entry
 from maskedclip.data.prompts_grades import GRADES
@@ -152,3 +153,11 @@ def test_prompts_for_class__grades_of_one_scale_share_no_sentence(label: str) ->
     sentences = [sentence for grade in GRADES[label] for sentence in prompts_for_class(label, grade)]
     assert len(set(sentences)) == len(sentences)
     assert min(len(prompts_for_class(label, grade)) for grade in GRADES[label]) >= 2
+
+
+def test_unknown_labels__are_told_with_what_is_near() -> None:
+    said = unknown_labels(["glaucoma", "glaukoma", "unicorn", "Normal fundus", "mine"], {"mine": ["a sentence"]})
+    assert len(said) == 2
+    assert "did you mean glaucoma?" in said[0]
+    assert "'unicorn'" in said[1]
+    assert "did you mean" not in said[1]

@@ -5,6 +5,7 @@ written for this project from general ophthalmic knowledge.  A label that isn't 
 every template.  A user's file of prompts replaces the ensemble of the labels it names (`load_prompts`).
 """
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,21 @@ def humanise(label: str) -> str:
 def is_normal(label: str) -> bool:
     """Whether the label says that nothing is wrong ("normal", "healthy", "normal fundus", "no_finding" ...)."""
     return _LOOKUP.get(humanise(label)) is _LOOKUP[NORMAL]
+
+
+def unknown_labels(labels: Sequence[str], overrides: Overrides | None = None) -> list[str]:
+    """A remark for each label without sentences of its own, here or in `overrides`: perhaps it is misspelt."""
+    remarks = []
+    for label in labels:
+        name = humanise(label)
+        if name in _LOOKUP or (overrides and label in overrides):
+            continue
+        near = difflib.get_close_matches(name, _LOOKUP, 1, 0.75)
+        remarks.append(
+            f"label {label!r}: no finding that is known here, its words are taken as they are"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return remarks
 
 
 def prompts_for(label: str, overrides: Overrides | None = None) -> list[str]:
