@@ -120,6 +120,10 @@ def test_finetuned__at_another_size(trained_model: Model, store: Store, tmp_path
     rows = np.arange(5)
     given = again.probabilities(again.model.features(store, rows))
     assert given == pytest.approx(made.probabilities(made.model.features(store, rows)), abs=1e-7)
+    config = tmp_path / "head" / "model" / "config.json"  # the encoder of another head, of the same width
+    config.write_text(config.read_text().replace(again.model.fingerprint, "0123456789abcdef"))
+    with pytest.raises(UserError, match="another head's"):
+        read_classifier(tmp_path / "head", trained_model)
 
 
 def test_linear__calibrated_on_validation_rows_and_described(linear: Path, store: Store, trained_model: Model) -> None:

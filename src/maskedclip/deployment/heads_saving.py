@@ -61,7 +61,7 @@ def save_head(folder: Path, head: Head, model: Model, *, base: str) -> None:
         save_file(_tensors(head), partial / _TENSORS)
         if head.method in ("finetune", "lora"):
             save_model(partial / _MODEL, model.module, None, model.preprocessing, {})
-        text = json.dumps(_description(head, model, base, partial / _TENSORS), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(_description(head, model, base, partial), indent=2, allow_nan=False) + "\n"
         (partial / FILE).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError, ValueError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -98,12 +98,15 @@ def read_head(folder: Path) -> SavedHead:
         if hashlib.sha256(raw).hexdigest() != about["tensors"]:
             raise UserError(f"{folder}/{_TENSORS}: is damaged, or another head's; copy the folder again")
         head = _head(about, load_file(folder / _TENSORS))
-        base, preprocessing = str(about["model"]), dict(about["preprocessing"])
+        base, preprocessing, own = str(about["model"]), dict(about["preprocessing"]), about["encoder"]
+        there = _encoder_fingerprint(folder / _MODEL)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}/{FILE}: is damaged ({_first_line(error)}); copy the folder again") from None
     encoder = folder / _MODEL if head.method in ("finetune", "lora") else None
+    if encoder is not None and there != own:
+        raise UserError(f"{encoder}: is missing, or another head's; copy the folder again")
     return SavedHead(head=head, base=base, encoder=encoder, preprocessing=preprocessing)
 
 
@@ -119,7 +122,7 @@ def _tensors(head: Head) -> dict[str, np.ndarray]:
     return found
 
 
-def _description(head: Head, model: Model, base: str, tensors: Path) -> dict[str, Any]:
+def _description(head: Head, model: Model, base: str, folder: Path) -> dict[str, Any]:
     stored = model.preprocessing
     return {
         "format": FORMAT,
@@ -134,7 +137,8 @@ def _description(head: Head, model: Model, base: str, tensors: Path) -> dict[str
         "abstain": head.abstain,
         "model": base,
         "preprocessing": {name: getattr(stored, name) for name in ("crop", "stored_size", "size", "mean", "std")},
-        "tensors": hashlib.sha256(tensors.read_bytes()).hexdigest(),
+        "tensors": hashlib.sha256((folder / _TENSORS).read_bytes()).hexdigest(),
+        "encoder": _encoder_fingerprint(folder / _MODEL),
         "about": head.about,
     }
 
@@ -188,6 +192,12 @@ def _head(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Head:
         cuts=tensors["cuts"],
     )
     return head.abstaining(float(about["abstain"]))
+
+
+def _encoder_fingerprint(folder: Path) -> str | None:
+    """Of the fine-tuned model in a head's folder; None where there is none."""
+    path = folder / "config.json"
+    return json.loads(path.read_text())["fingerprint"] if path.is_file() else None
 
 
 def _bytes(path: Path) -> bytes:
