@@ -36,19 +36,29 @@ class Recipe:
         )
         require(0 <= self.seed < 2**62, f"seed: {self.seed} is outside 0 .. 2^62 - 1")
         require(
-            self.data.pool != "all" or self.objective.clip_weight == 0,
-            "data.pool: `all` reads no texts, which objective.clip_weight needs; set 0, or pool paired_and_unpaired",
+            self.data.pool != "all" or not self.objective.reads_text,
+            f"data.pool: `all` reads no texts, which {self._text_reader} needs; leave it out, or pool "
+            "paired_and_unpaired",
         )
 
     @property
     def reads_text(self) -> bool:
         """Whether the recipe trains on texts."""
-        return self.objective.clip_weight > 0
+        return self.objective.reads_text
+
+    @property
+    def _text_reader(self) -> str:
+        """The field that asks for texts."""
+        objective = self.objective
+        if objective.clip_weight > 0:
+            return "objective.clip_weight"
+        names = [name for name, options in objective.term_options.items() if options.reads_text]
+        return f"objective.terms.{names[0]}" if names else f"objective.masking {objective.masking}"
 
     @property
     def masks(self) -> bool:
         """Whether the recipe has a masked pass."""
-        return self.objective.mim_weight > 0 or self.objective.mkd_weight > 0
+        return self.objective.masks
 
     @property
     def batch_sizes(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from maskedclip import parts
 from maskedclip.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -179,6 +180,13 @@ class ObjectiveRecipe:
     """Decay of the moving average teacher, a step."""
     prototype_temperatures: tuple[float, float] = (0.04, 0.1)
     """Teacher's and student's temperature over text prototypes, for prototype_kl."""
+    masking: str = "random"
+    """Which patches are hidden, by the name of a masking (docs/family/maskings.md lists them)."""
+    masking_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the masking."""
+    terms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further losses by name, each with its `weight` (1), `ramp` (0) and its own options, e.g.
+    {xclip: {weight: 1.0, clusters: 64}}."""
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
@@ -191,22 +199,62 @@ class ObjectiveRecipe:
         )
         for name in ("clip_weight", "mim_weight", "mkd_weight"):
             require(getattr(self, name) >= 0, f"objective.{name}: {getattr(self, name)} is negative; 0 leaves it out")
+        terms = self.term_options
         require(
-            self.clip_weight + self.mim_weight > 0,
-            "objective: clip_weight and mim_weight are both 0, so nothing is learnt; raise one",
+            self.clip_weight + self.mim_weight > 0 or bool(terms),
+            "objective: clip_weight and mim_weight are both 0 and there are no terms, so nothing is learnt; raise one",
         )
         require(
-            self.mkd_weight == 0 or self.clip_weight > 0,
+            self.mkd_weight == 0 or self.clip_weight > 0 or any(term.shares_space for term in terms.values()),
             "objective.mkd_weight: distilled features come from the CLIP space; raise objective.clip_weight, or set 0",
         )
+        masked = any(term.masks for term in terms.values())
         require(
-            self.mask_ratio > 0 or self.mim_weight + self.mkd_weight == 0 or self.mkd_patches == "all",
+            self.mask_ratio > 0
+            or not (self.mim_weight + self.mkd_weight > 0 or masked)
+            or (self.mkd_patches == "all" and not masked),
             "objective.mask_ratio: 0 hides no patch, so masked losses have no patch to learn from; give 0.75",
         )
         require(self.temperature > 0, "objective.temperature: give a value above 0, e.g. 0.07")
         require(self.max_logit_scale > 0, "objective.max_logit_scale: give a value above 0, e.g. 100")
         require(0 <= self.ema_decay < 1, f"objective.ema_decay: {self.ema_decay} is outside [0, 1); e.g. 0.999")
         require(min(self.prototype_temperatures) > 0, "objective.prototype_temperatures: both must be above 0")
+        _ = self.chosen_masking
+
+    @property
+    def term_options(self) -> dict[str, Any]:
+        """Typed options of the further losses whose weight is above 0, by name, in the order of the recipe."""
+        found = {name: parts.read_options("terms", name, values) for name, values in self.terms.items()}
+        return {name: options for name, options in found.items() if options.weight > 0}
+
+    @property
+    def chosen_masking(self) -> Any:
+        """Typed options of the masking."""
+        return parts.read_options("masking", self.masking, self.masking_options)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a loss, or a masking that is used, reads the texts of the paired images."""
+        terms = self.term_options.values()
+        return (
+            self.clip_weight > 0
+            or any(term.reads_text for term in terms)
+            or (self.masks and self.chosen_masking.reads_text)
+        )
+
+    @property
+    def masks(self) -> bool:
+        """Whether there is a masked pass."""
+        return self.mim_weight > 0 or self.mkd_weight > 0 or any(term.masks for term in self.term_options.values())
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a part reads the moving average of encoder and bridge."""
+        return (
+            (self.mkd_weight > 0 and self.mkd_teacher == "ema")
+            or any(term.needs_teacher for term in self.term_options.values())
+            or (self.masks and self.chosen_masking.needs_teacher)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

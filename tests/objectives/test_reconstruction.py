@@ -42,6 +42,13 @@ class _Stage:
     mask: Mask
     masked_tokens: torch.Tensor
 
+    @property
+    def image_patches(self) -> torch.Tensor:
+        return patchify(self.image, 2)
+
+    def keep_patch_error(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        """Nobody asks for it."""
+
 
 def test_reconstruction__is_the_mean_over_hidden_patches_only() -> None:
     image = torch.randn(3, 3, 8, 8)

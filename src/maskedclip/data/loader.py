@@ -29,6 +29,7 @@ class HostBatch:
     text_ids, text_mask: the distinct texts, int64 (U, T), U at most B_p (some rows may be padding), T the longest's
     tokens; text_index: which of them belongs to each paired image, int64 (B_p,); text_key: int64 (B_p,), equal where
     the normalised texts are equal; None where the recipe reads no texts.
+    labels, loose_*, retrieved_*: as in `objectives.base.Batch`; None where the recipe asks for none.
     substituted: samples that could not be decoded and were replaced by their neighbour in the store.
     """
 
@@ -42,6 +43,13 @@ class HostBatch:
     text_mask: Tensor | None = None
     text_index: Tensor | None = None
     text_key: Tensor | None = None
+    labels: Tensor | None = None
+    loose_ids: Tensor | None = None
+    loose_mask: Tensor | None = None
+    retrieved_ids: Tensor | None = None
+    retrieved_mask: Tensor | None = None
+    retrieved_index: Tensor | None = None
+    retrieved_score: Tensor | None = None
     substituted: int = 0
 
     def pin_memory(self) -> "HostBatch":

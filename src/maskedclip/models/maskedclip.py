@@ -65,6 +65,8 @@ class MaskedCLIP(nn.Module):
         self.image_projection: nn.Linear | None = None
         self.logit_scale: nn.Parameter | None = None
         self.standardise: nn.Module = nn.Identity()
+        self.tokenizer: TextTokenizer | None = None
+        """Of the text encoder, where there is one."""
         if config.embed_dim is not None:
             if config.projection_norm == "batch":
                 self.standardise = BatchStandardise(encoder.width)
@@ -154,6 +156,7 @@ def build_model(recipe: Recipe, texts: Sequence[str]) -> tuple[MaskedCLIP, TextT
         )
         torch.manual_seed(recipe.seed + 2)
         model = MaskedCLIP(config, encoder, text_encoder)
+    model.tokenizer = tokenizer
     if chosen.bridge_start == "identity":
         model.bridge.start_as_identity()
     if model.logit_scale is not None:

@@ -116,6 +116,7 @@ def read_model(folder: Path) -> SavedModel:
             )
         tokenizer = load_tokenizer(folder, model_config.text_length)
     model = model_from_config(model_config)
+    model.tokenizer = tokenizer
     weights = folder / _WEIGHTS
     if not weights.is_file():
         raise UserError(f"{folder}: {_WEIGHTS} is missing; copy the whole folder again")

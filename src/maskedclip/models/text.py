@@ -131,7 +131,14 @@ class TextEncoder(nn.Module):
 
     def pool(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean over real tokens of the BERT's last layer, (U, T) -> (U, W)."""
-        hidden = self.bert(input_ids=ids, attention_mask=self._attention_mask(mask)).last_hidden_state  # (U, T, W)
+        return self.pool_hidden(self.hidden(ids, mask), mask)
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The BERT's last layer, (U, T) -> (U, T, W)."""
+        return self.bert(input_ids=ids, attention_mask=self._attention_mask(mask)).last_hidden_state
+
+    def pool_hidden(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Mean over real tokens, (U, T, W) -> (U, W)."""
         weight = mask[:, :, None].to(hidden.dtype)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 

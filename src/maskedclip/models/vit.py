@@ -46,17 +46,31 @@ class ImageEncoder(nn.Module):
             positions = sincos_positions(self.grid, self.width)
             vit.pos_embed = nn.Parameter(functional.pad(positions, (0, 0, prefix, 0)), requires_grad=False)
 
-    def forward(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch of the image, V."""
+        return 3 * self.patch_size**2
+
+    def patchify(self, image: Tensor) -> Tensor:
+        """Cut normalised images into patches, (B, 3, S, S) -> (B, L, V)."""
+        return patchify(image, self.patch_size)
+
+    def forward(self, image: Tensor, keep: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
         """Encode all patches, or only those in `keep`.
 
         Args:
             image: normalised, (B, 3, S, S).
             keep: places of the K visible patches of each image, int64 (B, K); None encodes all.
+            channels: True where a channel of the patch embedding is zeroed at all places, before positions are added,
+                bool (B, D), as disruptive autoencoders do (arXiv 2307.16896); None zeroes none.
 
         Returns: (B, C + L, D), or (B, C + K, D) in the order of `keep`; C = `num_class_tokens` (1 or 0).
         """
         vit = self.vit
-        tokens = vit.norm_pre(self._with_prefix(self._embed(image, keep), keep))
+        embedded = self._embed(image, keep)
+        if channels is not None:
+            embedded = embedded.masked_fill(channels[:, None, :], 0)
+        tokens = vit.norm_pre(self._with_prefix(embedded, keep))
         tokens = vit.norm(run_blocks(vit.blocks, tokens, recompute=self.recompute))
         registers = slice(self.num_class_tokens, vit.num_prefix_tokens)
         if registers.stop > registers.start:

@@ -3,7 +3,7 @@
 B_p paired and B_u unpaired images, B in all (this rank's), L patches, K visible, C class tokens, D width, E shared.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,10 @@ class Batch:
     text_ids, text_mask: distinct texts, int64 (U, T).  text_index: which of them belongs to each paired image, int64
     (B_p,); None: the texts are in the order of the images.  text_key: equal where the normalised texts are equal,
     int64 (B_p,).
+    labels: of the columns that the recipe names, NaN where unknown, float (B, C).
+    loose_ids, loose_mask: texts without images, int64 (N, T).
+    retrieved_ids, retrieved_mask: texts that were retrieved for images without their own, int64 (R, T);
+    retrieved_index: which of them belongs to each image, int64 (B,), -1 for none; retrieved_score: float (B,).
     """
 
     image: Tensor
@@ -44,6 +48,13 @@ class Batch:
     text_mask: Tensor | None = None
     text_index: Tensor | None = None
     text_key: Tensor | None = None
+    labels: Tensor | None = None
+    loose_ids: Tensor | None = None
+    loose_mask: Tensor | None = None
+    retrieved_ids: Tensor | None = None
+    retrieved_mask: Tensor | None = None
+    retrieved_index: Tensor | None = None
+    retrieved_score: Tensor | None = None
 
     @classmethod
     def from_host(cls, host: "HostBatch", device: torch.device | None = None) -> "Batch":
@@ -52,9 +63,9 @@ class Batch:
         def move(value: Tensor | None) -> Tensor | None:
             return value if value is None or device is None else value.to(device, non_blocking=True)
 
-        moved = {name: move(getattr(host, name)) for name in ("image", "keys", "colour")}
-        texts = {name: move(getattr(host, name)) for name in ("text_ids", "text_mask", "text_index", "text_key")}
-        return cls(num_paired=host.num_paired, **moved, **texts)  # type: ignore[arg-type]
+        names = (entry.name for entry in fields(cls) if entry.name != "num_paired")
+        moved = {name: move(getattr(host, name)) for name in names}
+        return cls(num_paired=host.num_paired, **moved)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -70,13 +81,25 @@ class Views:
     progress: float
     teacher: "MovingAverageTeacher | None" = None
     decoded_share: float = 1.0
+    patch_error: Tensor | None = None
+    """Squared error of the predicted pixels of each decoded patch, (B, H'), for a masker that learns from it."""
+
+    def keep_patch_error(self, prediction: Tensor, target: Tensor) -> None:
+        """Keep the mean squared error of each patch, (B, H', V) -> (B, H'), where the masker asks for it."""
+        if hasattr(self.masker, "feedback"):
+            self.patch_error = (prediction.detach().float() - target).square().mean(dim=-1)
 
     @cached_property
     def mask(self) -> Mask:
         """The step's mask."""
-        context = MaskContext(self.batch.keys, self.model.encoder.num_patches, self.progress)
+        context = MaskContext(self.batch.keys, self.model.encoder.num_patches, self.progress, self)
         mask = mask_from_scores(self.masker.score(context), self.mask_ratio)
         return decode_some(mask, self.batch.keys, self.decoded_share)
+
+    @cached_property
+    def image_patches(self) -> Tensor:
+        """The normalised images cut into patches, (B, L, V)."""
+        return self.model.encoder.patchify(self.image)
 
     @cached_property
     def masked_tokens(self) -> Tensor:
@@ -84,9 +107,14 @@ class Views:
         return self.model.encoder(self.image, self.mask.keep)
 
     @cached_property
+    def encoded_paired(self) -> Tensor:
+        """f(x_paired): whole paired images in the masked space, with gradient, (B_p, C + L, D)."""
+        return self.model.encoder(self.image[: self.batch.num_paired])
+
+    @cached_property
     def paired_tokens(self) -> Tensor:
         """c_paired = g(f(x_paired)): the CLIP space, with gradient, (B_p, C + L, D)."""
-        return self.model.bridge(self.model.encoder(self.image[: self.batch.num_paired]))
+        return self.model.bridge(self.encoded_paired)
 
     @cached_property
     def pooled_image(self) -> Tensor:
@@ -94,12 +122,19 @@ class Views:
         return self.model.pool(self.paired_tokens)
 
     @cached_property
-    def pooled_text(self) -> Tensor:
-        """Distinct texts before their projection, (U, W)."""
+    def text_hidden(self) -> Tensor:
+        """Last hidden states of the distinct texts, with gradient, (U, T, W)."""
         assert self.batch.text_ids is not None
         assert self.batch.text_mask is not None
         assert self.model.text_encoder is not None
-        return self.model.text_encoder.pool(self.batch.text_ids, self.batch.text_mask)
+        return self.model.text_encoder.hidden(self.batch.text_ids, self.batch.text_mask)
+
+    @cached_property
+    def pooled_text(self) -> Tensor:
+        """Distinct texts before their projection, (U, W)."""
+        assert self.batch.text_mask is not None
+        assert self.model.text_encoder is not None
+        return self.model.text_encoder.pool_hidden(self.text_hidden, self.batch.text_mask)
 
     @cached_property
     def paired_embedding(self) -> Tensor:
@@ -123,8 +158,6 @@ class Views:
     def target_patches(self) -> Tensor:
         """z: patches of all images in the CLIP space, without gradient, (B, L, D)."""
         encoder, image, paired = self.model.encoder, self.image, self.batch.num_paired
-        if self.teacher is not None:
-            return self.teacher.patches(image)
         targets = [encoder.patches(self.paired_tokens).detach()]
         if len(image) > paired:
             # After the passes with gradient: autocast caches its bf16 weights, and a copy made here has no gradient.
@@ -133,9 +166,31 @@ class Views:
                 targets.append(encoder.patches(self.model.bridge(encoder(image[paired:]))))
         return torch.cat(targets)
 
-    @property
-    def target_projection(self) -> Tensor:
-        """Weight (E, D) of the projection that belongs to `target_patches`."""
-        owner = self.model if self.teacher is None else self.teacher
-        assert owner.image_projection is not None
-        return owner.image_projection.weight
+    @cached_property
+    def teacher_patches(self) -> Tensor:
+        """Patches of all images in the CLIP space of the moving average, without gradient, (B, L, D)."""
+        assert self.teacher is not None
+        return self.teacher.patches(self.image)
+
+    @cached_property
+    def self_attention(self) -> Tensor:
+        """Attention between the patches of whole images, summed over layers, without gradient, (B, L, L).
+
+        Of the moving average where the recipe has one, else of the encoder in training.
+        """
+        from maskedclip.models.attention_maps import summed_attention
+
+        encoder = self.model.encoder if self.teacher is None else self.teacher.encoder
+        return summed_attention(encoder, self.image)
+
+    @cached_property
+    def text_response(self) -> Tensor:
+        """How much each patch of the paired images answers to its text, without gradient, (B_p, L)."""
+        from maskedclip.models.attention_maps import text_response
+
+        assert self.batch.text_mask is not None
+        hidden, mask, index = self.text_hidden.detach(), self.batch.text_mask, self.batch.text_index
+        if index is not None:
+            hidden, mask = hidden[index], mask[index]
+        patches = self.model.encoder.patches(self.paired_tokens).detach()
+        return text_response(self.model, patches, hidden, mask)

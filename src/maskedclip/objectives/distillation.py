@@ -79,9 +79,10 @@ class Distillation(nn.Module):
         patches: Literal["masked", "all"],
         target: Literal["bridge", "projected"],
         temperatures: tuple[float, float],
+        teacher: Literal["online", "ema"] = "online",
     ) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.teacher = decoder, teacher
         self.loss, self.patches, self.target, self.temperatures = loss, patches, target, temperatures
 
     def forward(self, views: Views) -> tuple[Losses, Report]:
@@ -89,12 +90,16 @@ class Distillation(nn.Module):
         model, mask = views.model, views.mask
         decoded = mask.decoded if self.patches == "masked" else None
         prediction = self.decoder(views.masked_tokens, mask.restore, decoded)  # (b, H or L, D or E)
-        encoded = views.target_patches.detach()  # (b, L, D); computed here, under the step's own precision
+        follows = self.teacher == "ema"
+        # Here, under the step's own precision: (b, L, D).
+        encoded = (views.teacher_patches if follows else views.target_patches).detach()
         with torch.autocast(prediction.device.type, enabled=False):
             target = encoded.float()
             report = {"target_spread": spread(target)}
-            assert model.image_projection is not None
-            weight = views.target_projection.detach().float()
+            owner = views.teacher if follows else model
+            assert owner is not None
+            assert owner.image_projection is not None
+            weight = owner.image_projection.weight.detach().float()
             if self.target == "projected":
                 target = functional.normalize(target @ weight.T, dim=-1)
             if decoded is not None:
@@ -128,8 +133,8 @@ class MovingAverageTeacher(nn.Module):
         self.encoder = copy.deepcopy(model.encoder).requires_grad_(False)
         self.bridge = copy.deepcopy(model.bridge).requires_grad_(False)
         self.image_projection = copy.deepcopy(model.image_projection)
-        assert self.image_projection is not None
-        self.image_projection.requires_grad_(False)
+        if self.image_projection is not None:
+            self.image_projection.requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, model: MaskedCLIP, skipped: Tensor | None = None) -> None:
@@ -137,6 +142,8 @@ class MovingAverageTeacher(nn.Module):
         share: Any = 1 - self.decay if skipped is None else (1 - self.decay) * (1 - skipped)
         for name in ("encoder", "bridge", "image_projection"):
             mine, theirs = getattr(self, name), getattr(model, name)
+            if mine is None:
+                continue
             for teacher, student in zip(mine.parameters(), theirs.parameters(), strict=True):
                 teacher.lerp_(student, share)
 

@@ -3,6 +3,7 @@
 The loop sees losses and a report, and knows neither CLIP nor MAE.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maskedclip import parts
 from maskedclip.data.transforms import normalise
+from maskedclip.errors import UserError
 from maskedclip.models.decoder import Decoder
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.standardise import statistics_paused
 from maskedclip.objectives.base import Batch, Losses, Report, Views
 from maskedclip.objectives.contrastive import Contrastive
 from maskedclip.objectives.distillation import Distillation, MovingAverageTeacher
-from maskedclip.objectives.masking import Masker, RandomMasker
+from maskedclip.objectives.masking import Masker
 from maskedclip.objectives.reconstruction import Reconstruction
 from maskedclip.recipe import Recipe
 
@@ -93,7 +96,8 @@ class PretrainingObjective(nn.Module):
         self.std = nn.Buffer(torch.tensor(std), persistent=False)
         self.model = model
         self.terms = nn.ModuleDict(terms)
-        self.weights, self.masker, self.mask_ratio = weights, masker, mask_ratio
+        self.weights, self.mask_ratio = weights, mask_ratio
+        self.masker = masker
         self.decoded_share = decoded_share
         self.max_log_scale = math.log(max_logit_scale)
         self.teacher = teacher
@@ -171,6 +175,12 @@ class PretrainingObjective(nn.Module):
                 total = total + self.weights[name].at(progress) * value
                 losses[key] = value.detach()
             report |= {key: value.detach() for key, value in term_report.items()}
+        if others and (feedback := getattr(self.masker, "feedback", None)) is not None and "mask" in vars(views):
+            its_losses, its_report = feedback(views)
+            for key, value in its_losses.items():
+                total = total + value
+                losses[key] = value.detach()
+            report |= {key: value.detach() for key, value in its_report.items()}
         return total, losses, report
 
     @torch.no_grad()
@@ -184,6 +194,32 @@ class PretrainingObjective(nn.Module):
             self.model.logit_scale.clamp_(max=self.max_log_scale)
         if self.teacher is not None:
             self.teacher.follow(self.model, skipped)
+        for part in (*self.terms.values(), self.masker):
+            if (after_step := getattr(part, "after_step", None)) is not None:
+                after_step(self.model, skipped)
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a part may be built from."""
+
+    recipe: Recipe
+    model: MaskedCLIP
+
+    def decoder(
+        self, *, out: int, width: int | None = None, depth: int | None = None, heads: int | None = None
+    ) -> Decoder:
+        """A decoder from the tokens of visible patches to `out` numbers a patch; sizes are h_x's unless given."""
+        sizes, encoder = self.recipe.model, self.model.encoder
+        return Decoder(
+            encoder_width=encoder.width,
+            class_tokens=encoder.num_class_tokens,
+            grid=encoder.grid,
+            width=width or sizes.image_decoder_width,
+            depth=sizes.image_decoder_depth if depth is None else depth,
+            heads=heads or sizes.image_decoder_heads,
+            out=out,
+        )
 
 
 BuildObjective = Callable[[Recipe, MaskedCLIP], PretrainingObjective]
@@ -193,20 +229,9 @@ BuildObjective = Callable[[Recipe, MaskedCLIP], PretrainingObjective]
 def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
     """Make the terms that a recipe weights above 0, with decoders that depend on its seed alone."""
     chosen, training = recipe.objective, recipe.training
-    encoder = model.encoder
+    encoder, context = model.encoder, BuildContext(recipe, model)
     terms: dict[str, nn.Module] = {}
     weights: dict[str, Weight] = {}
-
-    def decoder(prefix: str, out: int) -> Decoder:
-        return Decoder(
-            encoder_width=encoder.width,
-            class_tokens=encoder.num_class_tokens,
-            grid=encoder.grid,
-            width=getattr(recipe.model, f"{prefix}_width"),
-            depth=getattr(recipe.model, f"{prefix}_depth"),
-            heads=getattr(recipe.model, f"{prefix}_heads"),
-            out=out,
-        )
 
     with torch.random.fork_rng(devices=[]):
         if chosen.clip_weight > 0:
@@ -214,29 +239,41 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
             weights["clip"] = Weight(chosen.clip_weight)
         if chosen.mim_weight > 0:
             torch.manual_seed(recipe.seed + 3)
-            pixels = decoder("image_decoder", encoder.patch_size**2 * 3)
+            pixels = context.decoder(out=encoder.patch_values)
             terms["mim"] = Reconstruction(pixels, encoder.patch_size, normalise=chosen.normalise_pixels)
             weights["mim"] = Weight(chosen.mim_weight)
         if chosen.mkd_weight > 0:
             torch.manual_seed(recipe.seed + 4)
-            out = recipe.model.embed_dim if chosen.mkd_target == "projected" else encoder.width
+            sizes = recipe.model
+            features = context.decoder(
+                out=sizes.embed_dim if chosen.mkd_target == "projected" else encoder.width,
+                width=sizes.feature_decoder_width,
+                depth=sizes.feature_decoder_depth,
+                heads=sizes.feature_decoder_heads,
+            )
             terms["mkd"] = Distillation(
-                decoder("feature_decoder", out),
+                features,
                 loss=chosen.mkd_loss,
                 patches=chosen.mkd_patches,
                 target=chosen.mkd_target,
                 temperatures=chosen.prototype_temperatures,
+                teacher=chosen.mkd_teacher,
             )
             ramp = training.warmup if chosen.mkd_ramp is None else chosen.mkd_ramp
             weights["mkd"] = Weight(chosen.mkd_weight, ramp)
-    teacher = None
-    if chosen.mkd_weight > 0 and chosen.mkd_teacher == "ema":
-        teacher = MovingAverageTeacher(model, chosen.ema_decay)
+        for name, options in chosen.term_options.items():
+            torch.manual_seed(_seed_of(recipe.seed, name))
+            terms[name] = parts.find("terms", name).build(options, context)
+            weights[name] = Weight(options.weight, options.ramp)
+            _check_parts(name, terms[name], recipe)
+        torch.manual_seed(_seed_of(recipe.seed, "masking"))
+        masker = parts.find("masking", chosen.masking).build(chosen.chosen_masking, context)
+    teacher = MovingAverageTeacher(model, chosen.ema_decay) if chosen.needs_teacher else None
     return PretrainingObjective(
         model,
         terms,
         weights,
-        masker=RandomMasker(),
+        masker=masker,
         mask_ratio=chosen.mask_ratio,
         max_logit_scale=chosen.max_logit_scale,
         mean=recipe.data.mean,
@@ -244,3 +281,16 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
         teacher=teacher,
         decoded_share=chosen.decoded_share,
     )
+
+
+def _seed_of(seed: int, name: str) -> int:
+    """A seed of a part's own, so that one part more or less changes no other part's first weights."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")
+
+
+def _check_parts(name: str, term: nn.Module, recipe: Recipe) -> None:
+    if recipe.training.micro_batches > 1 and getattr(term, "whole_batch", False):
+        raise UserError(
+            f"training.micro_batches: {recipe.training.micro_batches}, but objective.terms.{name} needs the whole "
+            "batch at once; give 1"
+        )

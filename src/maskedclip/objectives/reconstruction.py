@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskedclip.models.decoder import Decoder
-from maskedclip.models.vit import gather_patches, patchify
+from maskedclip.models.vit import gather_patches
 from maskedclip.objectives.base import Losses, Report, Views
 
 _EPSILON = 1e-6
@@ -45,6 +45,7 @@ class Reconstruction(nn.Module):
         mask = views.mask
         prediction = self.decoder(views.masked_tokens, mask.restore, mask.decoded)  # (B, H', P P 3)
         with torch.autocast(prediction.device.type, enabled=False):
-            patches = gather_patches(patchify(views.image, self.patch_size), mask.decoded)
+            patches = gather_patches(views.image_patches, mask.decoded)
             target = pixel_target(patches, normalise=self.normalise)
+            views.keep_patch_error(prediction, target)
             return {"mim": functional.mse_loss(prediction.float(), target)}, {}

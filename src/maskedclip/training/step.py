@@ -174,5 +174,19 @@ def split_batch(batch: Batch, count: int) -> list[Batch]:
             chosen = torch.arange(place * texts, (place + 1) * texts, device=batch.image.device)
             chosen = chosen.clamp(max=len(batch.text_ids) - 1)
             part = replace(part, text_ids=batch.text_ids[chosen], text_mask=batch.text_mask[chosen])
-        parts.append(part)
+        parts.append(_with_extras(part, batch, rows, place, count))
     return parts
+
+
+def _with_extras(part: Batch, batch: Batch, rows: Tensor, place: int, count: int) -> Batch:
+    """A part with its share of labels, retrieved texts and texts without images."""
+    if batch.labels is not None:
+        part.labels = batch.labels[rows]
+    if batch.retrieved_index is not None and batch.retrieved_score is not None:
+        part.retrieved_ids, part.retrieved_mask = batch.retrieved_ids, batch.retrieved_mask
+        part.retrieved_index, part.retrieved_score = batch.retrieved_index[rows], batch.retrieved_score[rows]
+    if batch.loose_ids is not None and batch.loose_mask is not None:
+        share = len(batch.loose_ids) // count
+        ours = slice(place * share, (place + 1) * share)
+        part.loose_ids, part.loose_mask = batch.loose_ids[ours], batch.loose_mask[ours]
+    return part

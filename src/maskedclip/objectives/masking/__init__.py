@@ -1,12 +1,15 @@
 """Which patches a step hides: a score for each patch, and one rule that turns scores into an exact mask."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from maskedclip import randomness
+
+if TYPE_CHECKING:
+    from maskedclip.objectives.base import Views
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,16 @@ class Mask:
 
 @dataclass(frozen=True)
 class MaskContext:
-    """What a masker may look at.  keys: of the samples at their step, int64 (B,).  progress: of the run, in [0, 1]."""
+    """What a masker may look at.
+
+    keys: of the samples at their step, int64 (B,).  progress: of the run, in [0, 1].  views: of the step, whose
+    attention and features are computed when a masker asks for them; None where there is no step.
+    """
 
     keys: Tensor
     num_patches: int
     progress: float
+    views: "Views | None" = None
 
 
 class Masker(Protocol):

@@ -1,0 +1,1 @@
+"""Image-text objectives: losses that bring images and texts together.  One part a file, see docs/extending.md."""
