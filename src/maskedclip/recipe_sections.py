@@ -39,6 +39,12 @@ class DataRecipe:
     """What of a report a step reads: all of it, a random subset of its sentences, or one sentence."""
     context_length: int = 256
     """Tokens a text may have; the share of texts that are cut is printed."""
+    texts: str | None = None
+    """A table (CSV, TSV, JSON lines, Parquet) of texts without images, for losses that read texts alone."""
+    texts_columns: tuple[str, ...] = ("text",)
+    """Its columns that make a text, joined in this order."""
+    batch_texts: int = 0
+    """Texts without images a step, all ranks together."""
     crop_scale_paired: tuple[float, float] = (0.2, 1.0)
     """Area range of the random resized crop of images with text; a small crop can lose the named lesion."""
     crop_scale_unpaired: tuple[float, float] = (0.2, 1.0)
@@ -52,6 +58,10 @@ class DataRecipe:
     """Mean of the channels, in [0, 1], subtracted before the encoder."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of the channels, in [0, 1]."""
+    labels: tuple[str, ...] = ()
+    """Labels that losses may read: names of the store's findings or classes, or `all` for all findings."""
+    pairs: str | None = None
+    """What `maskedclip pair` wrote: texts that were retrieved for images without text, for losses that read them."""
     decoded_cache: Literal["auto", "on", "off"] = "auto"
     """Decode the store once into a memory-mapped file; `auto` does so where it takes at most a quarter of the memory
     and of the free disk.  The pixels are the same."""
@@ -76,8 +86,22 @@ class DataRecipe:
             0 < self.text_fraction <= 1, f"data.text_fraction: {self.text_fraction} is outside (0, 1]; 0.25 keeps 25 %"
         )
         require(self.context_length >= 4, "data.context_length: too short; give 4 tokens or more")
+        require(self.batch_texts >= 0, f"data.batch_texts: {self.batch_texts} is negative; give 0 or more")
+        require(
+            self.texts is None or self.batch_texts > 0, "data.batch_texts: 0, so data.texts is not read; give e.g. 16"
+        )
+        require(
+            self.texts is not None or self.batch_texts == 0,
+            f"data.batch_texts: {self.batch_texts}, but data.texts names no table; name one, or give 0",
+        )
+        require(len(self.texts_columns) > 0, "data.texts_columns: empty; name the columns that make a text")
         require(self.workers >= 0, f"data.workers: {self.workers} is negative; give 0 or more")
         require(0 <= self.colour_jitter < 1, f"data.colour_jitter: {self.colour_jitter} is outside [0, 1); e.g. 0.3")
+        require(
+            self.pairs is None or self.pool == "paired_and_unpaired",
+            f"data.pairs: retrieved texts belong to unpaired images, of which data.pool {self.pool} draws none; leave "
+            "it out, or pool paired_and_unpaired",
+        )
         for name in ("crop_scale_paired", "crop_scale_unpaired"):
             low, high = getattr(self, name)
             require(0 < low <= high <= 1, f"data.{name}: ({low}, {high}) must hold 0 < low <= high <= 1")
@@ -94,6 +118,11 @@ class ModelRecipe:
     """Arguments of timm's constructor that change a fresh encoder, e.g. {patch_size: 8, depth: 6}."""
     image_weights: str | None = None
     """A local .safetensors file, `pretrained` (fetched by timm's name), or null for a fresh encoder."""
+    lora_rank: int = 0
+    """Rank of low-rank additions to the image encoder's blocks, and to a pretrained text encoder, whose other weights
+    are then frozen (arXiv 2106.09685); needs `peft`.  The written model is plain.  0 trains every weight."""
+    lora_alpha: float = 16.0
+    """The additions are scaled by alpha / rank."""
     bridge: bool = True
     """Whether a bridge leads from the masked to the CLIP space; false makes them one space."""
     bridge_depth: int = 4
@@ -113,8 +142,14 @@ class ModelRecipe:
     """Attention heads of the small text encoder."""
     small_text_vocabulary: int = 8192
     """Most word pieces in the vocabulary that is trained on the store's texts."""
+    text_causal: bool = False
+    """The text encoder reads from left to right, and a text's feature is its state at the last token; for next-token
+    prediction (objective.terms lcl and causal)."""
     embed_dim: int = 512
     """Width E of the space that images and texts share."""
+    image_pooling: Literal["mean", "attention"] = "mean"
+    """How patch tokens become the image's feature in the shared space: their mean, or a mean weighted by learnt
+    attention."""
     projection_norm: Literal["none", "batch"] = "none"
     """`batch` standardises pooled features over the global batch before they are projected; ours, for encoders from
     scratch, whose pooled features differ so little that contrast needs thousands of steps to find where."""
@@ -133,6 +168,8 @@ class ModelRecipe:
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
+        require(self.lora_rank >= 0, f"model.lora_rank: {self.lora_rank} is negative; 0 is none, 16 is usual")
+        require(self.lora_alpha > 0, f"model.lora_alpha: {self.lora_alpha}; give a value above 0")
         require(self.bridge_depth >= 0, f"model.bridge_depth: {self.bridge_depth} is negative; 0 is no bridge")
         for prefix in ("small_text", "image_decoder", "feature_decoder"):
             width, heads = getattr(self, f"{prefix}_width"), getattr(self, f"{prefix}_heads")
@@ -176,6 +213,10 @@ class ObjectiveRecipe:
     """Target before (width D) or after (width E, unit length) the image projection."""
     mkd_teacher: Literal["online", "ema"] = "online"
     """Target from the trained encoder and bridge, or from their moving average."""
+    mkd_centre: bool = False
+    """Take the running mean of all target patches away from the target: what patches share is known without looking."""
+    mkd_centre_decay: float = 0.9
+    """Decay of that running mean, a step."""
     ema_decay: float = 0.999
     """Decay of the moving average teacher, a step."""
     prototype_temperatures: tuple[float, float] = (0.04, 0.1)
@@ -199,6 +240,14 @@ class ObjectiveRecipe:
         )
         for name in ("clip_weight", "mim_weight", "mkd_weight"):
             require(getattr(self, name) >= 0, f"objective.{name}: {getattr(self, name)} is negative; 0 leaves it out")
+        require(
+            not self.mkd_centre or self.mkd_loss != "prototype_kl",
+            "objective.mkd_centre: a centred target has no meaning over text prototypes; choose another mkd_loss",
+        )
+        require(
+            0 <= self.mkd_centre_decay < 1,
+            f"objective.mkd_centre_decay: {self.mkd_centre_decay} is outside [0, 1); e.g. 0.9",
+        )
         terms = self.term_options
         require(
             self.clip_weight + self.mim_weight > 0 or bool(terms),

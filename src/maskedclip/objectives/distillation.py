@@ -15,6 +15,7 @@ from maskedclip.models.decoder import Decoder
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.vit import gather_patches
 from maskedclip.objectives.base import Losses, Report, Views
+from maskedclip.objectives.running_mean import RunningMean
 
 
 def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -80,8 +81,10 @@ class Distillation(nn.Module):
         target: Literal["bridge", "projected"],
         temperatures: tuple[float, float],
         teacher: Literal["online", "ema"] = "online",
+        centre: RunningMean | None = None,
     ) -> None:
         super().__init__()
+        self.centre = centre
         self.decoder, self.teacher = decoder, teacher
         self.loss, self.patches, self.target, self.temperatures = loss, patches, target, temperatures
 
@@ -102,6 +105,8 @@ class Distillation(nn.Module):
             weight = owner.image_projection.weight.detach().float()
             if self.target == "projected":
                 target = functional.normalize(target @ weight.T, dim=-1)
+            if self.centre is not None:
+                target = self.centre(target)
             if decoded is not None:
                 target = gather_patches(target, decoded)
             if self.loss == "prototype_kl":
@@ -110,6 +115,11 @@ class Distillation(nn.Module):
                 form = {"cosine": cosine_loss, "smooth_l1": smooth_l1_loss, "mse": mse_loss}[self.loss]
                 value = form(prediction, target)
         return {"mkd": value}, report
+
+    def after_step(self, model: MaskedCLIP, skipped: Tensor | None = None) -> None:
+        """Let the centre take in what the step saw."""
+        if self.centre is not None:
+            self.centre.after_step(skipped)
 
     def _over_prototypes(self, views: Views, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         if self.target == "bridge":  # the frozen projection leads both to the space of the texts

@@ -23,6 +23,7 @@ from maskedclip.objectives.contrastive import Contrastive
 from maskedclip.objectives.distillation import Distillation, MovingAverageTeacher
 from maskedclip.objectives.masking import Masker
 from maskedclip.objectives.reconstruction import Reconstruction
+from maskedclip.objectives.running_mean import RunningMean
 from maskedclip.recipe import Recipe
 
 
@@ -245,8 +246,9 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
         if chosen.mkd_weight > 0:
             torch.manual_seed(recipe.seed + 4)
             sizes = recipe.model
+            out = sizes.embed_dim if chosen.mkd_target == "projected" else encoder.width
             features = context.decoder(
-                out=sizes.embed_dim if chosen.mkd_target == "projected" else encoder.width,
+                out=out,
                 width=sizes.feature_decoder_width,
                 depth=sizes.feature_decoder_depth,
                 heads=sizes.feature_decoder_heads,
@@ -258,6 +260,7 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
                 target=chosen.mkd_target,
                 temperatures=chosen.prototype_temperatures,
                 teacher=chosen.mkd_teacher,
+                centre=RunningMean(out, chosen.mkd_centre_decay) if chosen.mkd_centre else None,
             )
             ramp = training.warmup if chosen.mkd_ramp is None else chosen.mkd_ramp
             weights["mkd"] = Weight(chosen.mkd_weight, ramp)
