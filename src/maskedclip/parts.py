@@ -57,6 +57,8 @@ class TermOptions:
     """Share of the steps over which the weight grows from 0."""
     reads_text: ClassVar[bool] = False
     """Whether it needs the texts of the paired images."""
+    reads_loose: ClassVar[bool] = False
+    """Whether it also reads texts without images (data.texts)."""
     masks: ClassVar[bool] = False
     """Whether it reads the masked pass."""
     shares_space: ClassVar[bool] = False
@@ -111,6 +113,12 @@ def register_file(path: Path) -> str:
     slot: Slot = "masking" if isinstance(options, type) and issubclass(options, MaskingOptions) else "terms"
     register(slot, name, module)
     return f"{slot} {name}"
+
+
+def sources() -> dict[str, Path]:
+    """The files of the parts that were registered, by name."""
+    found = {name: module.__file__ for modules in _registered.values() for name, module in modules.items()}
+    return {name: Path(file) for name, file in found.items() if file is not None}
 
 
 def known(slot: Slot) -> list[str]:

@@ -40,6 +40,16 @@ class Recipe:
             f"data.pool: `all` reads no texts, which {self._text_reader} needs; leave it out, or pool "
             "paired_and_unpaired",
         )
+        require(
+            self.data.texts is None or any(term.reads_loose for term in self.objective.term_options.values()),
+            "data.texts: no loss of this recipe reads texts without images; add mlm, entity_mlm or causal to "
+            "objective.terms, or leave data.texts out",
+        )
+
+        require(
+            self.data.pairs is None or self.reads_text,
+            "data.pairs: the recipe reads no texts; leave it out, or add a loss that does, as --config clipit_style",
+        )
 
     @property
     def reads_text(self) -> bool:

@@ -113,7 +113,7 @@ class ModelRecipe:
     """The five modules."""
 
     image_encoder: str = "vit_base_patch16_224"
-    """Any timm vision transformer, by its timm name."""
+    """Any timm vision transformer, by its timm name; for volumes volume_vit or volume_swin_unetr."""
     image_encoder_options: dict[str, Any] = field(default_factory=dict)
     """Arguments of timm's constructor that change a fresh encoder, e.g. {patch_size: 8, depth: 6}."""
     image_weights: str | None = None
@@ -165,6 +165,11 @@ class ModelRecipe:
     """Its blocks."""
     feature_decoder_heads: int = 6
     """Its attention heads."""
+
+    @property
+    def reads_volumes(self) -> bool:
+        """Whether the image encoder reads volumes (`volume_vit`, `volume_swin_unetr`)."""
+        return self.image_encoder.startswith("volume_")
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""

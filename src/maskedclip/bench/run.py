@@ -14,7 +14,7 @@ from maskedclip.bench.loader import measure_loader
 from maskedclip.bench.step import Workbench, make_workbench, measure_step
 from maskedclip.bench.timing import medians
 from maskedclip.console import say
-from maskedclip.data.store import Store, open_store
+from maskedclip.data.store import Store, open_store, refuse_volumes
 from maskedclip.errors import UserError
 from maskedclip.models.features import image_features
 from maskedclip.models.saving import Preprocessing
@@ -37,11 +37,13 @@ def run_benchmarks(
         rounds: of each measurement; medians are told.
 
     Raises:
-        UserError: an unknown part.
+        UserError: an unknown part, a recipe of volumes.
     """
     unknown = sorted(set(only) - set(PARTS))
     if unknown:
         raise UserError(f"--only: {', '.join(unknown)}: no such benchmark; known: {', '.join(PARTS)}")
+    if recipe.model.reads_volumes:
+        raise UserError(f"model.image_encoder: {recipe.model.image_encoder} reads volumes; bench measures pictures")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: dict[str, Any] = {"machine": _machine(cores), "recipe": recipe.to_dict()}
     if "loader" in only:
@@ -82,7 +84,9 @@ def _processor() -> str:
 
 def _with_store(recipe: Recipe, data: Sequence[Path], *, workers: int) -> dict[str, Any]:
     if data:
-        return measure_loader(open_store(list(data)), recipe, workers=workers)
+        given = open_store(list(data))
+        refuse_volumes(given, "bench")
+        return measure_loader(given, recipe, workers=workers)
     from maskedclip.data.curate import curate
     from maskedclip.data.phantom import write_phantoms
 

@@ -67,6 +67,8 @@ def append(
             f"{out}: is of version {about.get('schema_version', 1)}, new rows would be of version {SCHEMA_VERSION}; "
             f"run `maskedclip store migrate {out} --out NEW` first"
         )
+    if about["settings"].get("kind") == "volumes":
+        raise UserError(f"{out}: holds volumes, to which nothing is appended; curate all of them into a new store")
     settings = RowSettings(**about["settings"])
     had = _rows(out)
     given = read_manifest(manifest, encoding=text_encoding, allow_outside=allow_outside)

@@ -102,6 +102,8 @@ def decode_store(store: Store, choice: str, *, shown: bool = True) -> None:
     Raises:
         UserError: `on`, and there is no space on the disk.
     """
+    if store.kind == "volumes":  # their voxels are stored as they are read
+        return
     shards = _shards(store)
     size = _bytes(store)
     missing = [shard for shard in shards if not shard.file.is_file()]

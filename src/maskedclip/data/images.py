@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskedclip.data import transforms
+from maskedclip.data import transforms, transforms_volume
 from maskedclip.data.store import Store
 
 _AHEAD = 2  # batches that are decoded while the model works on one
@@ -35,5 +35,7 @@ def image_batches(store: Store, rows: np.ndarray, *, size: int, batch: int) -> I
 
 
 def stored_image(store: Store, row: int, size: int) -> Tensor:
-    """Row of the store at the model's size, uint8 (3, size, size)."""
+    """Row of the store at the model's size, uint8 (3, size, size); the middle of a volume, float16 (C, S, S, S)."""
+    if store.kind == "volumes":
+        return transforms_volume.middle(store.image(row), size)
     return transforms.resize(store.image(row), size)

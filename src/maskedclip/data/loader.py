@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,26 +11,33 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maskedclip import randomness
-from maskedclip.data import transforms
+from maskedclip.data import transforms, transforms_volume
+from maskedclip.data.label_columns import column_names, label_columns
+from maskedclip.data.loose_texts import LooseTexts
+from maskedclip.data.pairs import RetrievedTexts, retrieved_fields
 from maskedclip.data.sampler import Pools, StepSampler
 from maskedclip.data.sentences import choose_sentences
 from maskedclip.data.store import Store
 from maskedclip.data.text import normalise_text
+from maskedclip.data.tokens import distinct_tokens
 from maskedclip.errors import UserError
 from maskedclip.models.text import TextTokenizer
 from maskedclip.recipe import Recipe
+
+_LOOSE_PLACE = 1 << 40  # above any row of a store: a text without image has keys that no image has
 
 
 @dataclass
 class HostBatch:
     """One rank's samples of a step, paired images first.
 
-    step: from 0.  rows: of the store, int64 (B,).  image: uint8 (B, 3, S, S).  keys: int64 (B,).  num_paired: B_p.
+    step: from 0.  rows: of the store, int64 (B,).  image: uint8 (B, 3, S, S), or volumes, float16 (B, C, S, S, S).
+    keys: int64 (B,).  num_paired: B_p.
     colour: factors of the colour jitter, (B, 3); None without jitter.
     text_ids, text_mask: the distinct texts, int64 (U, T), U at most B_p (some rows may be padding), T the longest's
     tokens; text_index: which of them belongs to each paired image, int64 (B_p,); text_key: int64 (B_p,), equal where
     the normalised texts are equal; None where the recipe reads no texts.
-    labels, loose_*, retrieved_*: as in `objectives.base.Batch`; None where the recipe asks for none.
+    labels, loose_*, retrieved_*, modality: as in `objectives.base.Batch`; None where the recipe asks for none.
     substituted: samples that could not be decoded and were replaced by their neighbour in the store.
     """
 
@@ -50,6 +58,7 @@ class HostBatch:
     retrieved_mask: Tensor | None = None
     retrieved_index: Tensor | None = None
     retrieved_score: Tensor | None = None
+    modality: Tensor | None = None
     substituted: int = 0
 
     def pin_memory(self) -> "HostBatch":
@@ -68,7 +77,11 @@ class StepDataset(Dataset[HostBatch]):
     ) -> None:
         self.store, self.recipe, self.tokenizer = store, recipe, tokenizer
         self.rank, self.world = rank, world
-        self.sampler = StepSampler(pools, recipe)
+        self.sampler, self.loose = StepSampler(pools, recipe), pools.loose
+        columns = column_names(store, recipe.data.labels)
+        self.labels = torch.from_numpy(label_columns(store, columns)) if columns else None
+        pairs = recipe.data.pairs
+        self.retrieved = None if pairs is None else RetrievedTexts.read(Path(pairs), store)
 
     def __len__(self) -> int:
         return self.recipe.training.steps
@@ -80,22 +93,16 @@ class StepDataset(Dataset[HostBatch]):
         keys = randomness.sample_keys(self.recipe.seed, step, rows)
         data = self.recipe.data
         decoded = [self._decode(row) for row in rows.tolist()]
-        images = [image for image, _ in decoded]
-        augmentation = transforms.draw_augmentation(
-            keys,
-            np.asarray([image.shape[1] for image in images]),
-            np.asarray([image.shape[2] for image in images]),
-            np.asarray([data.crop_scale_paired] * len(paired) + [data.crop_scale_unpaired] * len(unpaired)),
-            flip=data.horizontal_flip,
-            jitter=data.colour_jitter,
-        )
+        image, colour = self._augment([image for image, _ in decoded], keys, len(paired))
+        modality, names = self.store.modalities
         batch = HostBatch(
             step=step,
             rows=torch.from_numpy(rows),
-            image=transforms.crop_and_mirror(images, augmentation, data.size),
+            image=image,
             keys=torch.from_numpy(keys),
             num_paired=len(paired),
-            colour=torch.from_numpy(augmentation.colour) if data.colour_jitter else None,
+            colour=torch.from_numpy(colour) if data.colour_jitter else None,
+            modality=torch.from_numpy(modality[rows]) if len(names) > 1 else None,
             substituted=sum(replaced for _, replaced in decoded),
         )
         if self.tokenizer is not None and len(paired):
@@ -104,21 +111,50 @@ class StepDataset(Dataset[HostBatch]):
                 for row, key in zip(paired.tolist(), keys.tolist(), strict=False)
             ]
             self._add_texts(batch, texts, self.tokenizer)
+        if self.tokenizer is not None and self.loose is not None:
+            places = self.sampler.texts(step, self.rank, self.world)
+            own_keys = randomness.sample_keys(self.recipe.seed, step, places + _LOOSE_PLACE)
+            self._add_loose(batch, self.loose, places, own_keys, self.tokenizer)
+        if self.labels is not None:
+            batch.labels = self.labels[batch.rows]
+        if self.retrieved is not None and self.tokenizer is not None:
+            found = retrieved_fields(self.retrieved, rows, keys, len(paired), self.tokenizer, data.sentences)
+            vars(batch).update(found)
         return batch
+
+    def _augment(self, images: list[Tensor], keys: np.ndarray, paired: int) -> tuple[Tensor, np.ndarray]:
+        """Cut and mirror: uint8 (B, 3, S, S) with factors of its colours (B, 3), or float16 (B, C, S, S, S)."""
+        data = self.recipe.data
+        if self.store.kind == "volumes":
+            shapes = np.asarray([image.shape[1:] for image in images])
+            placement = transforms_volume.draw_placement(keys, shapes, data.size, flip=data.horizontal_flip)
+            return transforms_volume.crop_and_mirror(images, placement, data.size), np.ones((len(images), 3))
+        augmentation = transforms.draw_augmentation(
+            keys,
+            np.asarray([image.shape[1] for image in images]),
+            np.asarray([image.shape[2] for image in images]),
+            np.asarray([data.crop_scale_paired] * paired + [data.crop_scale_unpaired] * (len(images) - paired)),
+            flip=data.horizontal_flip,
+            jitter=data.colour_jitter,
+        )
+        return transforms.crop_and_mirror(images, augmentation, data.size), augmentation.colour
+
+    def _add_loose(
+        self, batch: HostBatch, loose: LooseTexts, places: np.ndarray, keys: np.ndarray, tokenizer: TextTokenizer
+    ) -> None:
+        """Tokenise texts without images, tokens in eights."""
+        texts = [
+            choose_sentences(loose.texts[place], self.recipe.data.sentences, key)
+            for place, key in zip(places.tolist(), keys.tolist(), strict=True)
+        ]
+        ids, mask = tokenizer(texts)
+        tokens = min(tokenizer.length, -(-int(mask.sum(dim=1).max()) // 8) * 8)
+        batch.loose_ids, batch.loose_mask = ids[:, :tokens], mask[:, :tokens]
 
     @staticmethod
     def _add_texts(batch: HostBatch, texts: list[str], tokenizer: TextTokenizer) -> None:
-        """Tokenise each distinct text once, in few shapes: rows in eighths of the batch, tokens in eights."""
-        distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        ids, mask = tokenizer(list(distinct))
-        longest = int(mask.sum(dim=1).max())
-        tokens = min(tokenizer.length, -(-longest // 8) * 8)
-        eighth = -(-len(texts) // 8)
-        rows = min(len(texts), -(-len(distinct) // eighth) * eighth)
-        padding = torch.zeros(rows - len(distinct), dtype=torch.int64)  # the first text again; nobody refers to it
-        order = torch.cat([torch.arange(len(distinct)), padding])
-        batch.text_ids, batch.text_mask = ids[order, :tokens], mask[order, :tokens]
-        batch.text_index = torch.tensor([distinct[text] for text in texts])
+        """Tokenise each distinct text once."""
+        batch.text_ids, batch.text_mask, batch.text_index = distinct_tokens(texts, tokenizer)
         batch.text_key = torch.tensor([randomness.text_key(normalise_text(text)) for text in texts])
 
     def _decode(self, row: int) -> tuple[Tensor, int]:

@@ -4,16 +4,17 @@ The rows of a pool are shuffled anew for each pass; pass after pass they form on
 places [k B, (k+1) B) of it.  A rank takes its slice of the step's rows, so ranks see one global batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from maskedclip import randomness
+from maskedclip.data.loose_texts import LooseTexts, read_loose_texts
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe
 
-_PAIRED, _UNPAIRED = 1, 2
+_PAIRED, _UNPAIRED, _LOOSE = 1, 2, 3
 
 
 class EndlessShuffle:
@@ -44,11 +45,15 @@ class EndlessShuffle:
 
 @dataclass(frozen=True)
 class Pools:
-    """Rows that a recipe trains on.  paired, unpaired: row numbers, int64.  patients_with_text: kept, and in all."""
+    """Rows that a recipe trains on.
+
+    paired, unpaired: row numbers, int64.  patients_with_text: kept, and in all.  loose: texts without images.
+    """
 
     paired: np.ndarray
     unpaired: np.ndarray
     patients_with_text: tuple[int, int]
+    loose: LooseTexts | None = None
 
     def summary(self) -> str:
         """One line for a person."""
@@ -58,14 +63,50 @@ class Pools:
 
 
 def make_pools(store: Store, recipe: Recipe) -> Pools:
-    """Split the training rows into paired and unpaired images.
+    """Split the training rows into paired and unpaired images, and read the texts without images.
 
     The text of `data.text_fraction` of the patients is kept: patients are ordered by a seeded hash, so a smaller
     share is contained in a larger one.  A row without a patient is its own patient.
 
     Raises:
-        UserError: a pool that the recipe draws from is empty.
+        UserError: a pool that the recipe draws from is empty, or data.texts cannot be read.
     """
+    check_kind(store, recipe)
+    return replace(_image_pools(store, recipe), loose=loose_texts(recipe))
+
+
+def check_kind(store: Store, recipe: Recipe) -> None:
+    """Refuse a recipe of pictures on volumes, and the reverse.
+
+    Raises:
+        UserError: names the mend.
+    """
+    encoder, size = recipe.model.image_encoder, recipe.data.size
+    if recipe.model.reads_volumes and store.kind != "volumes":
+        raise UserError(
+            f"--data: holds pictures, but model.image_encoder {encoder} reads volumes; make a store with "
+            "`maskedclip curate-volumes`, or leave the volume recipe out"
+        )
+    if store.kind == "volumes" and not recipe.model.reads_volumes:
+        raise UserError(
+            f"--data: holds volumes, but model.image_encoder {encoder} reads pictures of {size} px; "
+            "add --config volume_tiny, or make pictures with `maskedclip slices`"
+        )
+    if store.kind == "volumes" and recipe.data.colour_jitter:
+        raise UserError("data.colour_jitter: volumes have no colours; give 0")
+
+
+def loose_texts(recipe: Recipe) -> LooseTexts | None:
+    """The texts without images that a recipe reads, where it reads any.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    data = recipe.data
+    return None if data.texts is None else read_loose_texts(data.texts, data.texts_columns)
+
+
+def _image_pools(store: Store, recipe: Recipe) -> Pools:
     rows = store.rows("train")
     if len(rows) == 0:
         raise UserError(
@@ -99,12 +140,14 @@ def make_pools(store: Store, recipe: Recipe) -> Pools:
 
 
 class StepSampler:
-    """The rows of a step: paired images first, then unpaired ones."""
+    """The rows of a step: paired images first, then unpaired ones; and its texts without images."""
 
     def __init__(self, pools: Pools, recipe: Recipe) -> None:
         self.batch_paired, self.batch_unpaired = recipe.batch_sizes
         self._paired = EndlessShuffle(pools.paired, recipe.seed, _PAIRED)
         self._unpaired = EndlessShuffle(pools.unpaired, recipe.seed, _UNPAIRED)
+        self.batch_texts = recipe.data.batch_texts
+        self._loose = EndlessShuffle(np.arange(len(pools.loose.texts) if pools.loose else 0), recipe.seed, _LOOSE)
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Paired and unpaired rows that one of `world` ranks takes at a step, int64 (B_p / world,), (B_u / world,)."""
@@ -113,6 +156,11 @@ class StepSampler:
             share = batch // world
             slices.append(line.take(step * batch + rank * share, share))
         return slices[0], slices[1]
+
+    def texts(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Places of the texts without images that one of `world` ranks takes at a step, int64 (N / world,)."""
+        share = self.batch_texts // world
+        return self._loose.take(step * self.batch_texts + rank * share, share)
 
 
 def check_ranks(recipe: Recipe, world: int) -> None:
@@ -123,7 +171,8 @@ def check_ranks(recipe: Recipe, world: int) -> None:
     """
     parts = recipe.training.micro_batches
     shares = world * parts
-    for name, batch in zip(("batch_paired", "batch_unpaired"), recipe.batch_sizes, strict=True):
+    sizes = (*recipe.batch_sizes, recipe.data.batch_texts)
+    for name, batch in zip(("batch_paired", "batch_unpaired", "batch_texts"), sizes, strict=True):
         if batch % shares:
             lower, upper = batch // shares * shares, (batch // shares + 1) * shares
             over = f"{world} ranks" + (f" x {parts} training.micro_batches" if parts > 1 else "")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from maskedclip.data.transforms import decode
+from maskedclip.data.transforms_volume import decode_volume
 from maskedclip.errors import UserError
 
 pc: Any = pyarrow.compute  # its functions are made at import, where pyright cannot see them
@@ -148,16 +149,47 @@ class Store:
     def image(self, row: int) -> Tensor:
         """The pixels of one row, uint8 (3, H, W); not to be written to.
 
+        Of a store of volumes its voxels, uint8 or float16 (C, X, Y, Z).
+
         Raises:
             RuntimeError: the bytes are no image.
         """
+        if self.kind == "volumes":
+            return decode_volume(self.image_bytes(row))
         return decode(self.image_bytes(row)) if self.decoded is None else self.decoded[row]
+
+    @property
+    def kind(self) -> Literal["images", "volumes"]:
+        """What its rows are."""
+        return self.curation[0]["settings"].get("kind", "images") if self.curation else "images"
+
+    @cached_property
+    def modalities(self) -> tuple[np.ndarray, list[str]]:
+        """Modality of each row as a number, int64 (n,), -1 where it is not known; and the names, sorted."""
+        name = next((name for name in ("modality", "label.modality") if name in self.table.column_names), None)
+        values = [None] * len(self) if name is None else self.table.column(name).to_pylist()
+        names = sorted({str(value) for value in values if value not in (None, "")})
+        codes = {name: code for code, name in enumerate(names)}
+        return np.asarray([codes.get(str(value), -1) for value in values], np.int64), names
 
     @property
     def crop(self) -> dict[str, Any]:
         """How the first store's images were prepared: `crop`, `size`."""
         settings = self.curation[0]["settings"]
         return {"crop": settings["crop"], "size": settings["size"]}
+
+
+def refuse_volumes(store: Store, verb: str) -> None:
+    """Say that a verb takes pictures, where a store holds volumes.
+
+    Raises:
+        UserError: it does.
+    """
+    if store.kind == "volumes":
+        raise UserError(
+            f"{store.folders[0]}: holds volumes, and {verb} takes pictures; `maskedclip slices` makes "
+            "pictures of volumes"
+        )
 
 
 def _reopen(folders: list[Path], decoded: bool) -> Store:
@@ -186,7 +218,10 @@ def open_store(folders: Path | str | Sequence[Path | str]) -> Store:
         if not (folder / "curation.json").is_file():
             raise UserError(f"{folder}: curation.json is missing, so the store is incomplete; curate it again")
     try:
-        return Store(listed)
+        store = Store(listed)
+        if len({entry["settings"].get("kind", "images") for entry in store.curation}) > 1:
+            raise UserError("--data: some stores hold pictures and some volumes; give stores of one kind")
+        return store
     except (pa.ArrowInvalid, OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
             f"{listed[0]}: the store cannot be read ({str(error).splitlines()[0]}); curate it again"

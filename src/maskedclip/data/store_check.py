@@ -14,6 +14,7 @@ from maskedclip.console import bar
 from maskedclip.data.imaging import UndecodableImage, decode
 from maskedclip.data.shards import PICTURE, SCHEMA_VERSION, file_digest, row_id
 from maskedclip.data.store import shard_files
+from maskedclip.data.transforms_volume import decode_volume
 from maskedclip.errors import UserError
 
 _MOST = 20
@@ -53,6 +54,9 @@ def check_store(folder: Path, *, pictures: bool = True, sources: Path | None = N
         found.add(
             "version", f"schema version {about['schema_version']} is newer than this maskedclip's {SCHEMA_VERSION}"
         )
+    volumes = about["settings"].get("kind") == "volumes"
+    if volumes and sources is not None:
+        raise UserError(f"--sources: {folder} holds volumes, whose hashes are of voxels, not of files; leave it out")
     digest = hashlib.sha256()
     seen: set[str] = set()
     checksums = about.get("checksums", {})
@@ -66,7 +70,7 @@ def check_store(folder: Path, *, pictures: bool = True, sources: Path | None = N
                 found.add("shard", f"{shard.name}: its bytes are not those that curation wrote")
             try:
                 for batch in _batches(shard):
-                    _check_rows(batch, shard.name, found, seen, digest, pictures, sources)
+                    _check_rows(batch, shard.name, found, seen, digest, pictures, sources, volumes)
                     shown.advance(batch.num_rows)
             except (pa.ArrowException, OSError) as error:
                 found.add("shard", f"{shard.name}: cannot be read ({str(error).splitlines()[0]})")
@@ -109,6 +113,7 @@ def _check_rows(
     digest: Any,
     pictures: bool,
     sources: Path | None,
+    volumes: bool = False,
 ) -> None:
     lacking = [name for name in _NEEDED if name not in rows.column_names]
     if lacking:
@@ -134,8 +139,11 @@ def _check_rows(
                 value = cells[name][place]
                 if value is not None and value["bytes"] is not None:
                     try:
-                        decode(value["bytes"], name=str(value["path"]))
-                    except UndecodableImage as error:
+                        if volumes:
+                            decode_volume(value["bytes"])
+                        else:
+                            decode(value["bytes"], name=str(value["path"]))
+                    except (UndecodableImage, RuntimeError) as error:
                         found.add("pictures", f"{shard}: row {row}, {name} {error}")
         if sources is not None and image["path"] is not None:
             _check_source(sources / image["path"], hashes[place], found)

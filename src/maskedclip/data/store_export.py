@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from maskedclip.console import bar
 from maskedclip.data.shards import PICTURE
-from maskedclip.data.store import Store, open_store, shard_files
+from maskedclip.data.store import Store, open_store, refuse_volumes, shard_files
 from maskedclip.errors import UserError
 
 FORMATS = ("webdataset", "imagefolder")
@@ -43,6 +43,7 @@ def export_store(folder: Path, out: Path, kind: str, *, label: str | None = None
     if out.exists():
         raise UserError(f"--out {out}: exists; choose another folder")
     store = open_store(folder)
+    refuse_volumes(store, "store export")
     if label is not None and f"label.{label}" not in store.table.column_names:
         names = [name.removeprefix("label.") for name in store.table.column_names if name.startswith("label.")]
         raise UserError(f"--label {label}: the store has no such label; it has {', '.join(names) or 'none'}")

@@ -131,12 +131,16 @@ def resize(image: Tensor, size: int) -> Tensor:
 def normalise(image: Tensor, mean: Tensor, std: Tensor, colour: Tensor | None = None) -> Tensor:
     """uint8 (B, 3, H, W) on any device -> float32, zero mean and unit spread by channel.
 
+    Volumes (B, C, X, Y, Z), whose intensities were mapped when they were curated, only become float32.
+
     Args:
         image: uint8 (B, 3, H, W).
         mean: of values in [0, 1], (3,).
         std: of values in [0, 1], (3,).
         colour: factors for `jitter_colour`, (B, 3), or None.
     """
+    if image.ndim == 5:
+        return image.float()
     scaled = image.float() / 255
     if colour is not None:
         scaled = jitter_colour(scaled, colour)

@@ -126,6 +126,7 @@ def open_series(series: Series) -> Volume:
         window=window,
         inverted=inverted,
         patient=series.patient,
+        modality=str(dataset.get("Modality") or "") or None,
         notes=notes,
     )
 

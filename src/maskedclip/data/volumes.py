@@ -47,6 +47,7 @@ class Volume:
         window: the file's own window and its function; None without.
         inverted: low values are shown bright (MONOCHROME1).
         patient: the file's number of the patient; None without.
+        modality: the file's, as DICOM writes it (CT, MR, ...); None without.
         notes: one-line remarks on what was assumed.
     """
 
@@ -60,6 +61,7 @@ class Volume:
     window: tuple[Window, WindowFunction] | None = None
     inverted: bool = False
     patient: str | None = None
+    modality: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @cached_property

@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         *,
         encoder_width: int,
         class_tokens: int,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         width: int,
         depth: int,
         heads: int,

@@ -31,14 +31,15 @@ def image_features(model: MaskedCLIP, image: Tensor, preprocessing: Preprocessin
         preprocessing: for its mean and standard deviation.
 
     Returns: `encoder`, mean of the patch tokens of f, (B, D); where texts were trained on, also `bridge`, mean of the
-        patch tokens of g(f), (B, D), and `projected`, unit length, (B, E).  float32.
+        patch tokens of g(f), weighted where the model pools by attention, (B, D), and `projected`, unit length,
+        (B, E).  float32.
     """
     with evaluation_kernels(model):
         tokens = model.encoder(to_input(image, preprocessing))
         features = {"encoder": model.pool(tokens)}
         if model.image_projection is not None:
             clip_tokens = model.bridge(tokens)
-            features |= {"bridge": model.pool(clip_tokens), "projected": model.project(clip_tokens)}
+            features |= {"bridge": model.pool_clip(clip_tokens), "projected": model.project(clip_tokens)}
         return {name: value.float() for name, value in features.items()}
 
 

@@ -17,11 +17,13 @@ from torch.nn import functional
 from maskedclip.errors import UserError
 from maskedclip.models.bridge import Bridge
 from maskedclip.models.initialisation import initialise
+from maskedclip.models.pooling import AttentivePooling
 from maskedclip.models.standardise import BatchStandardise
 from maskedclip.models.text import (
     TextEncoder,
     TextTokenizer,
     bert_from_config,
+    make_causal,
     pretrained_bert,
     small_bert_config,
     train_tokenizer,
@@ -43,6 +45,8 @@ class ModelConfig:
     """None: images were trained without texts, so there is no shared space."""
     projection_norm: str = "none"
     """`batch`: pooled features are standardised before they are projected."""
+    image_pooling: str = "mean"
+    """`attention`: patch tokens are weighted before they are projected."""
     text: dict[str, Any] | None = None
     """transformers' configuration of the text encoder."""
     text_length: int = 0
@@ -65,18 +69,27 @@ class MaskedCLIP(nn.Module):
         self.image_projection: nn.Linear | None = None
         self.logit_scale: nn.Parameter | None = None
         self.standardise: nn.Module = nn.Identity()
+        self.attention: AttentivePooling | None = None
         self.tokenizer: TextTokenizer | None = None
         """Of the text encoder, where there is one."""
         if config.embed_dim is not None:
             if config.projection_norm == "batch":
                 self.standardise = BatchStandardise(encoder.width)
+            if config.image_pooling == "attention":
+                self.attention = AttentivePooling(encoder.width)
             self.image_projection = nn.Linear(encoder.width, config.embed_dim, bias=False)
             nn.init.normal_(self.image_projection.weight, std=encoder.width**-0.5)
             self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # (1,): FSDP2 shards no scalars
 
     def project(self, clip_tokens: Tensor) -> Tensor:
-        """Mean of the patch tokens of the CLIP space, projected: (B, C + L, D) -> unit length, float32 (B, E)."""
-        return self.project_pooled(self.pool(clip_tokens))
+        """Pooled patch tokens of the CLIP space, projected: (B, C + L, D) -> unit length, float32 (B, E)."""
+        return self.project_pooled(self.pool_clip(clip_tokens))
+
+    def pool_clip(self, clip_tokens: Tensor) -> Tensor:
+        """What is projected into the shared space: the mean of the patch tokens, or a weighted one, (B, D)."""
+        if self.attention is None:
+            return self.pool(clip_tokens)
+        return self.attention(self.encoder.patches(clip_tokens))
 
     def project_pooled(self, pooled: Tensor) -> Tensor:
         """Pooled features of the CLIP space, projected: (B, D) -> unit length, float32 (B, E)."""
@@ -91,6 +104,11 @@ class MaskedCLIP(nn.Module):
         """Embed tokenised texts (U, T), repeated as `index` (B,) says: unit length, float32 (B, E)."""
         assert self.text_encoder is not None
         return self.text_encoder(ids, mask, index)
+
+    @property
+    def reads_volumes(self) -> bool:
+        """Whether the image encoder reads volumes (B, 1, S, S, S), not pictures (B, 3, S, S)."""
+        return len(self.encoder.grid) == 3
 
     @property
     def scale(self) -> Tensor:
@@ -136,7 +154,7 @@ def build_model(recipe: Recipe, texts: Sequence[str]) -> tuple[MaskedCLIP, TextT
         text_encoder = tokenizer = None
         if recipe.reads_text:
             torch.manual_seed(recipe.seed + 1)
-            bert, backend = _text_parts(recipe, texts)
+            bert, backend = _text_parts(recipe, texts, encoder.num_patches)
             tokenizer = TextTokenizer(backend, _text_length(recipe, bert, backend, texts))
             text_encoder = TextEncoder(bert, chosen.embed_dim, standardise=chosen.projection_norm == "batch")
         heads = chosen.bridge_heads or encoder.heads
@@ -151,6 +169,7 @@ def build_model(recipe: Recipe, texts: Sequence[str]) -> tuple[MaskedCLIP, TextT
             bridge_heads=heads,
             embed_dim=chosen.embed_dim if recipe.reads_text else None,
             projection_norm=chosen.projection_norm,
+            image_pooling=chosen.image_pooling if recipe.reads_text else "mean",
             text=text_encoder.config if text_encoder else None,
             text_length=tokenizer.length if tokenizer else 0,
         )
@@ -164,21 +183,22 @@ def build_model(recipe: Recipe, texts: Sequence[str]) -> tuple[MaskedCLIP, TextT
     return model, tokenizer
 
 
-def _text_parts(recipe: Recipe, texts: Sequence[str]) -> tuple[nn.Module, Tokenizer]:
+def _text_parts(recipe: Recipe, texts: Sequence[str], patches: int) -> tuple[nn.Module, Tokenizer]:
     chosen = recipe.model
     if chosen.text_encoder != "small":
-        return pretrained_bert(chosen.text_encoder)
+        bert, backend = pretrained_bert(chosen.text_encoder)
+        return (make_causal(bert, backend) if chosen.text_causal else bert), backend
     backend = train_tokenizer(texts, chosen.small_text_vocabulary)
     config = small_bert_config(
         vocabulary=backend.get_vocab_size(),
         width=chosen.small_text_width,
         depth=chosen.small_text_depth,
         heads=chosen.small_text_heads,
-        positions=recipe.data.context_length,
+        positions=recipe.data.context_length + (patches + 1 if chosen.text_causal else 0),  # a text beside an image
     )
     bert = bert_from_config(config)
     initialise(bert)
-    return bert, backend
+    return (make_causal(bert, backend) if chosen.text_causal else bert), backend
 
 
 def _text_length(recipe: Recipe, bert: nn.Module, backend: Tokenizer, texts: Sequence[str]) -> int:

@@ -106,7 +106,11 @@ def load_tokenizer(folder: Path, length: int) -> TextTokenizer:
 
 
 class TextEncoder(nn.Module):
-    """BERT, mean over real tokens, Linear to E without bias, unit length (pooling as FLAIR, arXiv 2308.07898)."""
+    """BERT, mean over real tokens, Linear to E without bias, unit length (pooling as FLAIR, arXiv 2308.07898).
+
+    A causal one (arXiv 2406.07543) reads from left to right: its last token is replaced by `soi`, where an image would
+    begin, and the state there is the text's feature.
+    """
 
     def __init__(self, bert: nn.Module, embed_dim: int, *, standardise: bool = False) -> None:
         super().__init__()
@@ -115,6 +119,8 @@ class TextEncoder(nn.Module):
         self.standardise = BatchStandardise(self.config["hidden_size"]) if standardise else nn.Identity()
         self.projection = nn.Linear(self.config["hidden_size"], embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=self.config["hidden_size"] ** -0.5)
+        self.soi: int = self.config.get("soi_token_id", -1)
+        self.causal = self.soi >= 0
 
     def forward(self, ids: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed texts.
@@ -130,15 +136,30 @@ class TextEncoder(nn.Module):
         return self.project(pooled if index is None else pooled[index])
 
     def pool(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Mean over real tokens of the BERT's last layer, (U, T) -> (U, W)."""
+        """Mean over real tokens of the BERT's last layer, or the state at `soi`, (U, T) -> (U, W)."""
         return self.pool_hidden(self.hidden(ids, mask), mask)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The BERT's last layer, (U, T) -> (U, T, W)."""
+        if self.causal:
+            ids = ids.scatter(1, _last(mask), self.soi)
         return self.bert(input_ids=ids, attention_mask=self._attention_mask(mask)).last_hidden_state
 
+    def read(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """The last layer of embedded tokens (U, S, W), real where `mask` (U, S) is 1; padding counts no position."""
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        attention = self._attention_mask(mask)
+        return self.bert(inputs_embeds=embeddings, attention_mask=attention, position_ids=positions).last_hidden_state
+
+    @property
+    def words(self) -> nn.Embedding:
+        """The embeddings of the vocabulary."""
+        return self.bert.get_input_embeddings()  # type: ignore[operator]
+
     def pool_hidden(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Mean over real tokens, (U, T, W) -> (U, W)."""
+        """Mean over real tokens, or the state at the last of them, (U, T, W) -> (U, W)."""
+        if self.causal:
+            return hidden.gather(1, _last(mask)[:, :, None].expand(-1, -1, hidden.shape[2]))[:, 0]
         weight = mask[:, :, None].to(hidden.dtype)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
@@ -148,6 +169,9 @@ class TextEncoder(nn.Module):
         if config.model_type != "bert":
             return mask
         real = mask[:, None, None, :] > 0
+        if self.causal:
+            places = torch.arange(mask.shape[1], device=mask.device)
+            real = real & (places <= places[:, None])  # (U, 1, T, T)
         if config._attn_implementation == "sdpa":
             return real
         kind = mask.device.type
@@ -157,6 +181,29 @@ class TextEncoder(nn.Module):
     def project(self, pooled: Tensor) -> Tensor:
         """Into the shared space, (B, W) -> unit length, float32 (B, E)."""
         return functional.normalize(self.projection(self.standardise(pooled)).float(), dim=-1)
+
+
+def _last(mask: Tensor) -> Tensor:
+    """The place of the last real token, int64 (U, 1)."""
+    return mask.sum(dim=1, keepdim=True) - 1
+
+
+def make_causal(bert: nn.Module, backend: Tokenizer) -> nn.Module:
+    """The same BERT, untrained or not, reading from left to right; [MASK] becomes the token where an image begins.
+
+    Raises:
+        UserError: it is no BERT, or has no such token.
+    """
+    config = json.loads(bert.config.to_json_string(use_diff=False))  # type: ignore[union-attr]
+    soi = backend.token_to_id("[MASK]")
+    if config["model_type"] != "bert" or soi is None:
+        raise UserError(
+            f"model.text_causal: needs a BERT with a [MASK] token, not a {config['model_type']}; take "
+            "model.text_encoder small or a folder of such a BERT"
+        )
+    causal = bert_from_config({**config, "is_decoder": True, "use_cache": False, "soi_token_id": soi})
+    causal.load_state_dict(bert.state_dict())
+    return causal
 
 
 def bert_from_config(config: dict[str, Any]) -> nn.Module:

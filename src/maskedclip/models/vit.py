@@ -19,10 +19,13 @@ from torch.nn import functional
 from maskedclip.errors import UserError
 from maskedclip.models.bridge import run_blocks
 from maskedclip.models.initialisation import initialise
+from maskedclip.models.volume_positions import sincos_positions_3d
 
 
-def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+def sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
     """Fixed sine-cosine positions of a patch grid, row by row, (1, L, D); Vaswani et al. 2017, in two dimensions."""
+    if len(grid) == 3:
+        return sincos_positions_3d(grid, width)
     return build_sincos2d_pos_embed(list(grid), dim=width)[None]
 
 
@@ -54,6 +57,15 @@ class ImageEncoder(nn.Module):
     def patchify(self, image: Tensor) -> Tensor:
         """Cut normalised images into patches, (B, 3, S, S) -> (B, L, V)."""
         return patchify(image, self.patch_size)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Inverse of `patchify`, (B, L, V) -> (B, 3, S, S)."""
+        return unpatchify(patches, self.patch_size)
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the patch embedding, of which `forward` zeroes some."""
+        return self.width
 
     def forward(self, image: Tensor, keep: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
         """Encode all patches, or only those in `keep`.
@@ -129,7 +141,7 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
     """Make a timm encoder for `size` pixels.
 
     Args:
-        name: timm's name of a vision transformer.
+        name: timm's name of a vision transformer; or an encoder of volumes (`models.volume`).
         size: side of the input, a multiple of the patch size.
         weights: a local .safetensors file in the names of timm, DINOv2, OpenAI CLIP or open_clip, whose positions and
             patch embedding are resampled to this size and patch grid; `pretrained` fetches timm's; None is fresh, with
@@ -139,6 +151,10 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
     Raises:
         UserError: unknown name, another family, a size that is no multiple of the patch, a file that does not fit.
     """
+    if name.startswith("volume_"):
+        from maskedclip.models.volume import build_volume_encoder
+
+        return build_volume_encoder(name, size=size, weights=weights, options=options)
     if weights not in (None, "pretrained"):
         _check_weights(weights)
     try:
@@ -167,11 +183,11 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
     if weights is not None and weights != "pretrained":
         _load_weights(vit, Path(weights))
     if weights is None:
-        _initialise_as_mae(vit)
+        initialise_as_mae(vit)
     return ImageEncoder(vit, fixed_positions=weights is None)
 
 
-def _initialise_as_mae(vit: VisionTransformer) -> None:
+def initialise_as_mae(vit: VisionTransformer) -> None:
     """MAE's initialisation (arXiv 2111.06377): a narrow encoder learns nothing for long from timm's std of 0.02."""
     initialise(vit)
     nn.init.xavier_uniform_(vit.patch_embed.proj.weight.data.flatten(1))

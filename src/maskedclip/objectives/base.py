@@ -29,6 +29,7 @@ class Batch:
     """One step's samples of one rank, paired images first.
 
     image: uint8, (B, 3, S, S); normalised on the device, in float32, since half precision would round the pixel target.
+    Volumes are float16, (B, 1, S, S, S), and only become float32.
     keys: of the samples at this step, int64 (B,).  num_paired: B_p.
     colour: factors of the colour jitter, (B, 3).
     text_ids, text_mask: distinct texts, int64 (U, T).  text_index: which of them belongs to each paired image, int64
@@ -38,6 +39,8 @@ class Batch:
     loose_ids, loose_mask: texts without images, int64 (N, T).
     retrieved_ids, retrieved_mask: texts that were retrieved for images without their own, int64 (R, T);
     retrieved_index: which of them belongs to each image, int64 (B,), -1 for none; retrieved_score: float (B,).
+    modality: number of each sample's modality, int64 (B,), -1 where it is not known; None where the store knows fewer
+    than two.
     """
 
     image: Tensor
@@ -55,6 +58,7 @@ class Batch:
     retrieved_mask: Tensor | None = None
     retrieved_index: Tensor | None = None
     retrieved_score: Tensor | None = None
+    modality: Tensor | None = None
 
     @classmethod
     def from_host(cls, host: "HostBatch", device: torch.device | None = None) -> "Batch":
@@ -117,9 +121,17 @@ class Views:
         return self.model.bridge(self.encoded_paired)
 
     @cached_property
+    def unpaired_tokens(self) -> Tensor:
+        """g(f(x_unpaired)): whole images without texts in the CLIP space, without gradient, (B_u, C + L, D)."""
+        from maskedclip.models.attention_maps import without_weight_cache
+
+        with torch.no_grad(), without_weight_cache(self.image.device):
+            return self.model.bridge(self.model.encoder(self.image[self.batch.num_paired :]))
+
+    @cached_property
     def pooled_image(self) -> Tensor:
         """Paired images before their projection, (B_p, D)."""
-        return self.model.pool(self.paired_tokens)
+        return self.model.pool_clip(self.paired_tokens)
 
     @cached_property
     def text_hidden(self) -> Tensor:

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from maskedclip.data.images import image_batches
+from maskedclip.data.images import image_batches, stored_image
 from maskedclip.data.store import Store
-from maskedclip.data.transforms import resize
 from maskedclip.evaluation.knn import nearest_neighbours
 from maskedclip.evaluation.probe import linear_probe
 from maskedclip.evaluation.selection import ranking_quality
@@ -14,6 +13,7 @@ from maskedclip.models.attention import evaluation_kernels
 from maskedclip.models.features import BATCH, stack_features, to_input
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.saving import Preprocessing
+from maskedclip.models.volume_features import volume_features
 from maskedclip.objectives.distillation import spread
 from maskedclip.ranks import everybody, rank_and_world
 from maskedclip.recipe import Recipe
@@ -76,13 +76,19 @@ class Monitor:
         """Of all watched rows, in their order: each rank encodes some, and each row comes back to its place (P12)."""
         rank, world = rank_and_world()
         mine = np.arange(rank, len(self.rows), world)
-        batches = image_batches(self.store, self.rows[mine], size=self.preprocessing.size, batch=BATCH)
-        parts = everybody((mine, stack_features(model, batches, self.preprocessing)["encoder"] if len(mine) else None))
+        parts = everybody((mine, self._own_features(model, self.rows[mine]) if len(mine) else None))
         known = [(places, values) for places, values in parts if values is not None]
         features = np.empty((len(self.rows), known[0][1].shape[1]), np.float32)
         for places, values in known:
             features[places] = values
         return features
+
+    def _own_features(self, model: MaskedCLIP, rows: np.ndarray) -> np.ndarray:
+        """Of rows that this rank encodes, (n, D)."""
+        if model.reads_volumes:
+            return volume_features(model, self.store, rows, self.preprocessing)["encoder"]
+        batches = image_batches(self.store, rows, size=self.preprocessing.size, batch=BATCH)
+        return stack_features(model, batches, self.preprocessing)["encoder"]
 
     def _macro(self, predictions: dict[str, Prediction | str]) -> float:
         held_out = self.splits == "test"
@@ -97,7 +103,7 @@ class Monitor:
     def _spaces(self, model: MaskedCLIP) -> dict[str, float]:
         """Rank and spread of z on at most 64 images."""
         device = next(model.parameters()).device
-        images = [resize(self.store.image(row), self.preprocessing.size) for row in self.watched[:BATCH].tolist()]
+        images = [stored_image(self.store, row, self.preprocessing.size) for row in self.watched[:BATCH].tolist()]
         image = torch.stack(images).to(device)
         tokens = model.bridge(model.encoder(to_input(image, self.preprocessing)))
         pooled = model.pool(tokens).cpu().numpy()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from maskedclip.data.label_columns import resolve_labels
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
 from maskedclip.models.saving import read_model
@@ -38,6 +39,7 @@ def pretrain(
     """
     run = RunDirectory(out)
     store = open_store(data)
+    recipe = resolve_labels(recipe, store)
     if run.is_used() and not resume:
         raise UserError(f"--out {out}: exists and is not empty; go on with --resume true, or choose another folder")
     if run.recipe_file.is_file() and run.environment_file.is_file():
@@ -60,8 +62,8 @@ def _first_stage(recipe: Recipe) -> Recipe:
     method = load_recipe([training.first_stage])
     return replace(
         recipe,
-        data=replace(recipe.data, pool=method.data.pool),
-        model=replace(recipe.model, bridge=method.model.bridge),
+        data=replace(recipe.data, pool=method.data.pool, texts=None, batch_texts=0, labels=(), pairs=None),
+        model=replace(recipe.model, bridge=method.model.bridge, lora_rank=0),
         objective=method.objective,
         training=replace(training, first_stage=None, steps=round(training.steps * training.first_stage_share)),
     )

@@ -12,6 +12,7 @@ from maskedclip.data.loader import StepDataset
 from maskedclip.data.sampler import make_pools
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
+from maskedclip.models.lora import add_lora
 from maskedclip.models.maskedclip import build_model
 from maskedclip.objectives.base import Batch
 from maskedclip.objectives.pretraining import build_objective
@@ -39,6 +40,7 @@ def replay(capture: Path) -> dict[str, float]:
     pools = make_pools(store, recipe)
     texts = training_texts(store, pools, recipe)
     model, tokenizer = build_model(recipe, texts)
+    add_lora(model, recipe)
     objective = build_objective(recipe, model)
     freeze(objective, recipe)
     groups = parameter_groups(objective, recipe)

@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,13 +13,16 @@ from typing import Any
 
 import yaml
 
+from maskedclip import parts
+from maskedclip.data.pairs import pairs_fingerprint
+from maskedclip.data.sampler import loose_texts
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe, recipe_from_dict
 
 # Fields that say how fast or how often, not what is learnt: a resumed run may change them.
 _MAY_CHANGE = {
-    "data": {"workers", "decoded_cache"},
+    "data": {"workers", "decoded_cache", "texts", "pairs"},  # of moved texts the fingerprint is compared
     "training": {
         "accelerator",
         "strategy",
@@ -67,7 +71,15 @@ class RunDirectory:
             raise UserError(
                 f"{self.path}: no recipe.yaml, so this is no run; give the folder that `pretrain --out` wrote"
             )
-        return recipe_from_dict(yaml.safe_load(self.recipe_file.read_text()))
+        try:
+            return recipe_from_dict(yaml.safe_load(self.recipe_file.read_text()))
+        except UserError as error:
+            own = sorted((self.path / "parts").glob("*.py"))
+            if "no such part" not in str(error) or not own:
+                raise
+            given = " ".join(f"--part {file}" for file in own)
+            message = str(error).partition("; ")[0]
+            raise UserError(f"{self.path}: {message}; the run was made with {given}: read it, then give it") from None
 
     def write_start(self, recipe: Recipe, store: Store, command: Sequence[str], extra: dict[str, Any]) -> None:
         """Write recipe.yaml and environment.json, before the first step."""
@@ -80,6 +92,7 @@ class RunDirectory:
                 "stores": [str(folder.resolve()) for folder in store.folders],
                 "fingerprints": store.fingerprints,
                 "fingerprint": store.fingerprint,
+                "pairs": pairs_fingerprint(recipe.data.pairs),
             },
             "code": _commit(),
             "python": sys.version.split()[0],
@@ -87,6 +100,11 @@ class RunDirectory:
             "versions": _versions(),
         } | extra
         self.environment_file.write_text(json.dumps(environment, indent=2) + "\n")
+        used = {recipe.objective.masking, *recipe.objective.terms}
+        for name, source in parts.sources().items():
+            if name in used:  # kept for a reader; nothing runs it unless it is given
+                (self.path / "parts").mkdir(exist_ok=True)
+                shutil.copyfile(source, self.path / "parts" / f"{name}.py")
 
     def environment(self) -> dict[str, Any]:
         """What `write_start` wrote."""
@@ -114,6 +132,18 @@ class RunDirectory:
             raise UserError(
                 f"--data: the store has changed since {self.path} began (fingerprint {began} -> {store.fingerprint}); "
                 "give the store of then, or choose another --out"
+            )
+        if self.environment()["data"].get("pairs") != pairs_fingerprint(recipe.data.pairs):
+            raise UserError(
+                f"data.pairs: the pairs have changed since {self.path} began, or were added or left out; give those of "
+                "then, or choose another --out"
+            )
+        loose = loose_texts(recipe)
+        before = self.environment().get("loose_texts", {}).get("fingerprint")
+        if before != (None if loose is None else loose.fingerprint):
+            what = f"the texts in {loose.path.name} have changed" if loose and before else "it was added or left out"
+            raise UserError(
+                f"data.texts: {what} since {self.path} began; give the texts of then, or choose another --out"
             )
 
     def truncate_metrics(self, step: int) -> None:

@@ -16,6 +16,7 @@ from maskedclip.data.sampler import Pools, check_ranks, make_pools
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
 from maskedclip.models.attention import plain_is_faster, set_attention
+from maskedclip.models.lora import add_lora
 from maskedclip.models.maskedclip import MaskedCLIP, build_model
 from maskedclip.models.saving import Preprocessing, save_model
 from maskedclip.objectives.base import Batch
@@ -104,6 +105,7 @@ class Trainer:
         model, self.tokenizer = build_model(recipe, texts)
         if encoder_weights is not None:
             model.encoder.load_state_dict(encoder_weights)
+        add_lora(model, recipe)
         self.model: MaskedCLIP = model
         self.objective: PretrainingObjective = build(recipe, model)
         self._make_modules()
@@ -382,7 +384,7 @@ class Trainer:
         if best and self.recipe.training.best_metric is not None:
             tensors, at = read_checkpoint(best[-1])
             source = AVERAGE if self.average is not None else "objective/model."
-            model = plain_copy(model, tensors, source)
+            model = plain_copy(self.model, tensors, source)
             prefix = "objective/terms."
             decoders = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             say(f"the model is that of step {at.best_step}: best {self.recipe.training.best_metric} {at.best:.3f}")

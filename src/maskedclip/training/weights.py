@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from maskedclip.models.lora import lora_scaling, merged
 from maskedclip.models.maskedclip import MaskedCLIP, model_from_config
 from maskedclip.training.optimizer import Group
 
@@ -133,11 +134,11 @@ class WeightAverage:
 
 
 def plain_model(model: MaskedCLIP, average: WeightAverage | None) -> MaskedCLIP:
-    """The model that is scored and saved: the trained one itself, or a whole copy when it is sharded or averaged.
+    """The model that is scored and saved: the trained one, or a whole copy when it is sharded, averaged or low-rank.
 
     All ranks must ask.
     """
-    if average is None and not is_sharded(model):
+    if average is None and not is_sharded(model) and lora_scaling(model) is None:
         return model
     state = model.state_dict() if average is None else average.tensors
     copied = plain_copy(model, {name: whole(value) for name, value in state.items()})
@@ -145,7 +146,10 @@ def plain_model(model: MaskedCLIP, average: WeightAverage | None) -> MaskedCLIP:
 
 
 def plain_copy(model: MaskedCLIP, tensors: dict[str, Tensor], prefix: str = "") -> MaskedCLIP:
-    """A copy of a model with the weights that stand under a prefix among whole tensors, on the processor."""
+    """A copy of a model with the weights that stand under a prefix among whole tensors, on the processor.
+
+    Low-rank additions are merged into the weights that they belong to.
+    """
     copied = model_from_config(model.config)
-    copied.load_state_dict(_below(tensors, prefix))
+    copied.load_state_dict(merged(_below(tensors, prefix), lora_scaling(model)))
     return copied.train(model.training)

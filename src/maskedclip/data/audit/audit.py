@@ -34,7 +34,7 @@ from maskedclip.data.audit.identifiers import Hit, counts_by_kind, identifiers
 from maskedclip.data.audit.labels import Balance, Contradiction, balance, contradictions
 from maskedclip.data.audit.texts import Repetition, repetition
 from maskedclip.data.shards import COMPUTED
-from maskedclip.data.store import Store, open_store, shard_files
+from maskedclip.data.store import Store, open_store, refuse_volumes, shard_files
 from maskedclip.errors import UserError
 
 pc: Any = pyarrow.compute  # its functions are made at import, where pyright cannot see them
@@ -217,6 +217,7 @@ def audit(
     if not 0 < likeness <= 1:
         raise UserError(f"--likeness {likeness}: give a number above 0, at most 1 (equal pictures)")
     opened = open_store([store, *against])
+    refuse_volumes(opened, "audit")
     audited = opened.sizes[0]
     if source is not None and source not in opened.table.column_names:
         carried = ", ".join(_carried(opened)) or "none"

@@ -1,0 +1,290 @@
+"""Curation of volumes: a source of them -> a store that `open_store` opens, each row a volume.
+
+A store of volumes has the columns of a store of pictures (id, image, text, patient, split, label.*, ...) and
+`modality`; its image is the bytes of an .npy file, (C, X, Y, Z), uint8 or float16, intensities mapped, axes to the
+patient's right, front and head.  `curation.json` says `kind: volumes`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import maskedclip
+from maskedclip.console import bar
+from maskedclip.data.pixels import UndecodableImage
+from maskedclip.data.shards import (
+    PICTURE,
+    SCHEMA_VERSION,
+    file_digest,
+    row_id,
+    shard_name,
+    stored_schema,
+    write_atomically,
+    write_shard,
+)
+from maskedclip.data.transforms_volume import encode_volume
+from maskedclip.data.volume_intensity import Intensity, chosen_intensity, map_intensity, resampled
+from maskedclip.data.volume_sources import Item, list_items, unreadable
+from maskedclip.errors import UserError
+
+SHARD_BYTES = 256 << 20
+MAX_STORED_BYTES = 1 << 30
+_MOST_SIDE = 4096
+_OWN = {
+    "sha256": pa.string(),
+    "sides": pa.string(),
+    "spacing": pa.string(),
+    "source_sides": pa.string(),
+    "source_spacing": pa.string(),
+    "intensity": pa.string(),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSettings:
+    """How volumes are prepared.
+
+    Attributes:
+        spacing: mm a voxel, on all axes; None keeps each volume's own voxels.
+        cube: voxels on a side of a cube into which the whole volume is fitted, its proportions kept, 0 around it;
+            None: none.
+        intensity: map of the values (`volume_intensity`); `auto` goes by the modality; uint8 of a MedMNIST file is
+            kept as it is.
+        modality: of volumes whose source names none.
+    """
+
+    spacing: float | None = None
+    cube: int | None = None
+    intensity: Intensity = "auto"
+    modality: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.spacing is not None and not 0 < self.spacing < 1000:
+            raise UserError(f"--spacing {self.spacing:g}: give millimetres a voxel, e.g. 1.5")
+        if self.cube is not None and not 4 <= self.cube <= 1024:
+            raise UserError(f"--cube {self.cube}: give 4 to 1024 voxels")
+        if self.cube is not None and self.spacing is not None:
+            raise UserError("--cube and --spacing: give one of them")
+
+
+@dataclass(kw_only=True)
+class VolumeCuration:
+    """What was made.  stored: volumes.  quarantine: row, name and reason of each one that was not stored."""
+
+    out: Path
+    stored: int = 0
+    quarantine: list[tuple[int, str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    modalities: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+def curate_volumes(
+    source: Path, out: Path, settings: VolumeSettings | None = None, *, time: int = 0, progress: bool = True
+) -> VolumeCuration:
+    """Read, map and store all volumes of a source; one that cannot be read is quarantined with its reason.
+
+    The store appears under its name when it is complete.
+
+    Args:
+        source: see `list_items`.
+        out: new folder.
+        settings: how volumes are prepared.
+        time: which volume of a series in time, from 0.
+        progress: show a bar.
+
+    Raises:
+        UserError: nothing is found, `out` exists, or no volume can be stored.
+    """
+    settings = VolumeSettings() if settings is None else settings
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out}: exists already; name another folder with --out, or delete it")
+    items = list_items(source, time=time)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off: volumes are few, so it begins anew
+    partial.mkdir(parents=True)
+    try:
+        done = _write(items, partial, out, settings, progress)
+        if not done.stored:
+            _, name, reason = done.quarantine[0]
+            raise UserError(f"{source}: no volume can be stored ({name} {reason})")
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return done
+
+
+def _write(items: Sequence[Item], partial: Path, out: Path, settings: VolumeSettings, progress: bool) -> VolumeCuration:
+    done = VolumeCuration(out=out)
+    schema = _schema(items)
+    ids: list[str] = []
+    checksums: dict[str, str] = {}
+    waiting: list[dict[str, Any]] = []
+    counts = {"paired": 0, "largest": 0}
+    patients: set[str] = set()
+    splits: dict[str, int] = {}
+
+    def flush() -> None:
+        if waiting:
+            name = shard_name(len(checksums))
+            write_shard(pa.Table.from_pylist(waiting, schema=schema), partial / name)
+            checksums[name] = file_digest(partial / name)
+            waiting.clear()
+
+    with bar("volumes", len(items), shown=progress) as shown:
+        for number, item in enumerate(items):
+            try:
+                row = _row(item, settings, done.notes)
+            except (UndecodableImage, MemoryError) as error:
+                done.quarantine.append((number, item.name, unreadable(error)))
+                shown.advance()
+                continue
+            if row["id"] in ids:
+                done.quarantine.append((number, item.name, "is named a second time"))
+                shown.advance()
+                continue
+            if sum(len(kept["image"]["bytes"]) for kept in waiting) + len(row["image"]["bytes"]) > SHARD_BYTES:
+                flush()
+            waiting.append(row)
+            ids.append(row["id"])
+            patients.add(row["patient"])
+            counts["paired"] += row.get("text") is not None
+            counts["largest"] = max(counts["largest"], *map(int, row["sides"].split("x")))
+            splits[row.get("split") or ""] = splits.get(row.get("split") or "", 0) + 1
+            named = row["modality"] or "unknown"
+            done.modalities[named] = done.modalities.get(named, 0) + 1
+            done.stored += 1
+            shown.advance(note=f"{done.stored:,} stored")
+        flush()
+    done.fingerprint = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    about = {
+        "schema_version": SCHEMA_VERSION,
+        "maskedclip": maskedclip.__version__,
+        "fingerprint": done.fingerprint,
+        "settings": {
+            "kind": "volumes",
+            "size": counts["largest"],
+            "crop": "none",
+            "encoding": "npy",
+            "spacing": settings.spacing,
+            "cube": settings.cube,
+            "intensity": settings.intensity,
+        },
+        "counts": {
+            "rows": len(items),
+            "stored": done.stored,
+            "quarantined": len(done.quarantine),
+            "paired": counts["paired"],
+            "unpaired": done.stored - counts["paired"],
+            "patients": len(patients),
+            "splits": splits,
+            "modalities": done.modalities,
+        },
+        "checksums": checksums,
+    }
+    write_atomically(partial / "quarantine.csv", _quarantine(done.quarantine))
+    write_atomically(partial / "curation.json", (json.dumps(about, indent=2) + "\n").encode())
+    return done
+
+
+def _row(item: Item, settings: VolumeSettings, notes: list[str]) -> dict[str, Any]:
+    """The store's row of one volume."""
+    read = item.read()
+    modality = item.row.get("modality") or item.row.get("label.modality") or read.modality or settings.modality
+    modality = str(modality).strip().lower() or None if modality is not None else None
+    notes += [f"{item.name}: {note}" for note in read.notes]
+    voxels, kind = read.voxels, "stored"
+    if voxels.dtype != np.uint8 or settings.intensity != "auto":
+        kind = chosen_intensity(settings.intensity, modality)
+        voxels, note = map_intensity(voxels.astype(np.float32), kind, item.window)
+        notes += [f"{item.name}: {note}"] if note else []
+    elif int(voxels.max()) == int(voxels.min()):
+        raise UndecodableImage(f"has one value everywhere ({int(voxels.max())})")
+    fitted, spacing = _fitted(voxels, read.spacing, settings)
+    if fitted.nbytes > MAX_STORED_BYTES:
+        raise UndecodableImage(f"would take {fitted.nbytes:,} bytes: give a --spacing that makes it smaller")
+    digest = hashlib.sha256(str(read.voxels.shape).encode() + np.ascontiguousarray(read.voxels).tobytes()).hexdigest()
+    return {
+        **item.row,
+        "id": row_id(item.name, digest),
+        "image": {"bytes": encode_volume(fitted[None]), "path": item.name},
+        "patient": str(item.row.get("patient") or read.patient or item.name),
+        "modality": modality,
+        "sha256": digest,
+        "sides": "x".join(map(str, fitted.shape)),
+        "spacing": None if spacing is None else "x".join(f"{value:.4g}" for value in spacing),
+        "source_sides": "x".join(map(str, voxels.shape)),
+        "source_spacing": None if read.spacing is None else "x".join(f"{value:.4g}" for value in read.spacing),
+        "intensity": kind,
+    }
+
+
+def _fitted(
+    voxels: np.ndarray, spacing: tuple[float, float, float] | None, settings: VolumeSettings
+) -> tuple[np.ndarray, tuple[float, float, float] | None]:
+    """The voxels at the wanted spacing, or in the wanted cube, and their spacing."""
+    if settings.spacing is None and settings.cube is None:
+        return voxels, spacing
+    if settings.spacing is not None and spacing is None:
+        raise UndecodableImage("does not say how far its voxels are apart, which --spacing needs")
+    extent = np.asarray(voxels.shape) * np.asarray((1.0, 1.0, 1.0) if spacing is None else spacing)
+    step = settings.spacing if settings.cube is None else float(extent.max()) / settings.cube
+    assert step is not None
+    shape = [max(1, round(side / step)) for side in extent]
+    if max(shape) > _MOST_SIDE:
+        raise UndecodableImage(f"is {extent.max():.0f} mm long: a spacing of {step:g} mm is too fine")
+    values = resampled(voxels, (shape[0], shape[1], shape[2]))
+    values = values.round().clip(0, 255).astype(np.uint8) if voxels.dtype == np.uint8 else values.astype(np.float16)
+    if settings.cube is not None:
+        pads = [((settings.cube - side) // 2, settings.cube - side - (settings.cube - side) // 2) for side in shape]
+        values = np.pad(values, pads)
+    if spacing is None:
+        return values, None
+    step_x, step_y, step_z = (float(value) for value in extent / np.asarray(shape))
+    return values, (step_x, step_y, step_z)
+
+
+def _schema(items: Sequence[Item]) -> pa.Schema:
+    """Columns of the store, typed by what the manifest has; known before a volume is read."""
+    names = list(dict.fromkeys(name for item in items for name in item.row))
+    fields = [pa.field("id", pa.string()), pa.field("image", PICTURE)]
+    fields += [pa.field(name, pa.string()) for name in ("text", "patient", "split", "modality")]
+    own = {entry.name for entry in fields} | set(_OWN)
+    for name in sorted((name for name in names if name not in own), key=lambda name: not name.startswith("label.")):
+        try:
+            kind = pa.array([item.row.get(name) for item in items]).type
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            kind = pa.string()
+        fields.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
+    fields += [pa.field(name, kind) for name, kind in _OWN.items()]
+    return _without_picture(stored_schema(pa.schema(fields)))
+
+
+def _without_picture(schema: pa.Schema) -> pa.Schema:
+    """Hugging Face datasets must not try to decode a volume as a picture."""
+    about = json.loads(schema.metadata[b"huggingface"])
+    about["info"]["features"]["image"] = {
+        "bytes": {"dtype": "binary", "_type": "Value"},
+        "path": {"dtype": "string", "_type": "Value"},
+    }
+    return schema.with_metadata({"huggingface": json.dumps(about)})
+
+
+def _quarantine(rejected: list[tuple[int, str, str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "image", "reason"])
+    writer.writerows(rejected)
+    return text.getvalue().encode()
