@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskedclip.data.label_columns import resolve_labels
 from maskedclip.data.loader import StepDataset
 from maskedclip.data.sampler import make_pools
 from maskedclip.data.store import open_store
@@ -15,6 +16,11 @@ from maskedclip.recipe import Recipe, load_recipe, shipped_recipes
 from tests.stores import SENTENCES, TINY, make_store
 
 METHODS = ["bridge", "clip", "clip_mae_init", "clip_mim", "mae", "maskedclip", "maskedclip_paired"]
+FAMILY = [
+    *("clipit_style", "dae", "ehm_style", "ge2ae_style", "intelligent_masking_style", "lcl", "maskclip_style"),
+    *("mmclip_style", "nclip_style", "siglip", "xclip_style"),
+]
+SIZES = ["tiny", "vitb16", "vits14_dinov2", "volume_tiny", "volume_swin_unetr"]
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _parts(folder: Path, recipe: Recipe, step: int = 0) -> tuple[PretrainingObjective, Batch]:
     store = open_store(folder)
+    recipe = resolve_labels(recipe, store)
     model, tokenizer = build_model(recipe, SENTENCES if recipe.reads_text else [])
     host = StepDataset(store, make_pools(store, recipe), recipe, tokenizer)[step]
     batch = Batch.from_host(host)
@@ -164,7 +171,20 @@ def test_recipe__every_shipped_method_steps_at_tiny(folder: Path, method: str) -
 
 
 def test_recipe__methods_and_sizes_are_shipped() -> None:
-    assert set(shipped_recipes()) == {*METHODS, "tiny", "vitb16", "vits14_dinov2"}
+    assert set(shipped_recipes()) == {*METHODS, *FAMILY, *SIZES}
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_recipe__no_relative_has_a_module_without_work(folder: Path, method: str) -> None:
+    """Such a one would break data-parallel training."""
+    without_volumes = ["--objective.terms={disrupted: {contrast_weight: 0.0}}"] if method == "dae" else []
+    objective, batch = _parts(folder, load_recipe([method, "tiny"], [*TINY, *without_volumes]))
+    total, losses, _ = objective(batch, 0.5)
+    total.backward()
+    assert torch.isfinite(total)
+    assert losses
+    idle = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
 
 
 @pytest.mark.parametrize("size", ["tiny", "vitb16", "vits14_dinov2"])

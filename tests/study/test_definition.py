@@ -78,9 +78,21 @@ def test_load_study__unknown_name_lists_the_shipped_ones() -> None:
         load_study("nothing")
 
 
-@pytest.mark.parametrize("name", shipped_studies())
-def test_load_study__shipped_studies_parse(name: str, tmp_path: Path) -> None:
-    study = load_study(name, data=[tmp_path])
+def test_shipped_studies__are_those_that_are_tested_here() -> None:
+    assert shipped_studies() == ["family", "semi_supervised"]
+
+
+def test_semi_supervised__has_the_methods_of_the_experiment(tmp_path: Path) -> None:
+    study = load_study("semi_supervised", data=[tmp_path])
     methods = {"mae", "clip", "clip_mae_init", "clip_mim", "bridge", "maskedclip", "maskedclip_paired"}
     assert {entry[0] for entry in study.combinations if entry[2] == 0.25} == methods
     assert {(entry[0], entry[2]) for entry in study.combinations} >= {("clip", 0.1), ("maskedclip", 1.0)}
+
+
+def test_family__names_recipes_that_exist_and_methods_that_can_be_combined() -> None:
+    study = load_study("family", data=[Path("paired"), Path("unpaired")])
+    recipes = {method: study.recipe(method, size, share, seed, 10) for method, size, share, seed in study.combinations}
+    assert recipes["maskedclip_ehm_xclip"].objective.masking == "ehm"
+    assert list(recipes["maskedclip_ehm_xclip"].objective.terms) == ["xclip"]
+    assert recipes["dae"].objective.terms == {"disrupted": {"contrast_weight": 0.0}}
+    assert {recipe.data.size for recipe in recipes.values()} == {112}

@@ -38,8 +38,8 @@ def sentences(prompts: Mapping[str, str], labels: Sequence[str], modality: str, 
         return dict(prompts)
     if not labels:
         raise UserError(
-            f"{field}.prompts: empty, and data.labels names no labels; give a sentence for each kind of disease in your "
-            "images, or set unpaired none to leave out images without texts"
+            f"{field}.prompts: empty, and data.labels names no labels; give a sentence for each kind of disease in "
+            "your images, or set unpaired none to leave out images without texts"
         )
     return {label: _PROMPT.format(modality=modality, disease=_disease(label)) for label in labels}
 

@@ -1,0 +1,114 @@
+"""Every shipped recipe trains; parts of relatives are put together by YAML alone; what cannot be, says so in a line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from maskedclip.deployment.model import load
+from maskedclip.errors import UserError
+from maskedclip.recipe import load_recipe, shipped_recipes
+from maskedclip.training.pretrain import pretrain
+from tests.stores import TINY, make_store
+
+SIZES = ("tiny", "vitb16", "vits14_dinov2", "volume_tiny", "volume_swin_unetr")
+SMALLER = {
+    "clip_mae_init": ["--training.steps=6"],  # half of them by `mae`
+    "maskclip_style": ["--objective.ema_decay=0.9"],
+    "dae": ["--objective.terms={disrupted: {contrast_weight: 0.0}}"],
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("family") / "store")
+
+
+def _train(recipe: list[str], extra: list[str], store: Path, run: Path) -> list[dict]:
+    flags = [*TINY, "--training.steps=3", "--training.log_every=1", "--training.validate_every=0", *extra]
+    finished = pretrain(load_recipe([*recipe, "tiny"], flags), store, run)
+    assert finished.complete
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert lines[-1]["bad_steps"] == 0
+    return lines
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - set(SIZES)))
+def test_recipe__trains_and_its_model_loads(name: str, store: Path, tmp_path: Path) -> None:
+    _train([name], SMALLER.get(name, []), store, tmp_path / "run")
+    model = load(tmp_path / "run")
+    assert model.module.encoder.width == 48
+
+
+COMBINATIONS = {
+    "MaskedCLIP with EHM-style masks and xCLIP-style loss": """
+objective:
+  masking: ehm
+  terms:
+    xclip: {weight: 0.5, clusters: 8, hidden: 32}
+""",
+    "MaskedCLIP with an agent, codewords, spectrum and language": """
+objective:
+  masking: q_agent
+  ema_decay: 0.9
+  terms:
+    codeword: {weight: 0.05, codewords: 16, hidden: 32, bottleneck: 16}
+    frequency: {weight: 0.1, depth: 1}
+    mlm: {weight: 0.05, depth: 1}
+""",
+    "SigLIP with text-guided masks, distillation and entities": """
+objective:
+  clip_weight: 0.0
+  masking: text_guided
+  terms:
+    siglip: {}
+    entity_mlm: {weight: 0.1, depth: 1}
+""",
+}
+
+
+@pytest.mark.parametrize("what", COMBINATIONS)
+def test_combination__by_yaml_alone_trains_and_resumes_bitwise(what: str, store: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "combined.yaml"
+    recipe.write_text(COMBINATIONS[what])
+    every = ["--training.checkpoint_every=1", "--training.keep_checkpoints=3"]
+    lines = _train(["maskedclip", str(recipe)], every, store, tmp_path / "run")
+    named = load_recipe(["maskedclip", str(recipe)]).objective
+    assert all(any(key.startswith(name[:3]) for key in lines[-1]) for name in named.terms)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "again" / "checkpoints" / f"step-{step:08d}")
+    flags = [*TINY, "--training.steps=3", "--training.log_every=1", "--training.validate_every=0", *every]
+    pretrain(load_recipe(["maskedclip", str(recipe), "tiny"], flags), store, tmp_path / "again", resume=True)
+    first, second = (
+        load_file(tmp_path / run / "checkpoints" / "step-00000003" / "state.safetensors") for run in ("run", "again")
+    )
+    different = [name for name, value in first.items() if not np.array_equal(value.numpy(), second[name].numpy())]
+    assert first.keys() == second.keys()
+    assert not different
+
+
+def test_ratio_of_0_or_1__is_refused_for_every_masked_term() -> None:
+    for ratio in ("0", "1"):
+        with pytest.raises(UserError, match=r"objective.mask_ratio: .*0.75"):
+            load_recipe(["maskclip_style", "tiny"], ["--objective.mask_ratio", ratio])
+
+
+def test_text_part__on_a_pool_without_texts_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data.pool: `all` reads no texts, which objective.terms.mlm needs"):
+        load_recipe(["mae", "tiny"], ["--objective.terms={mlm: {}}"])
+    with pytest.raises(UserError, match=r"data.pool: `all` reads no texts, which objective.masking text_guided needs"):
+        load_recipe(["mae", "tiny"], ["--objective.masking=text_guided"])
+
+
+def test_moving_average__asked_of_a_run_that_had_none_is_refused(store: Path, tmp_path: Path) -> None:
+    _train(["maskedclip"], [], store, tmp_path / "run")
+    flags = [*TINY, "--training.steps=3", "--training.log_every=1", "--training.validate_every=0"]
+    changed = load_recipe(["maskedclip", "tiny"], [*flags, "--objective.mkd_teacher=ema"])
+    with pytest.raises(UserError, match=r"began with another recipe: objective.mkd_teacher .online -> ema"):
+        pretrain(changed, store, tmp_path / "run", resume=True)
