@@ -16,11 +16,14 @@ from maskedclip import __version__
 from maskedclip.cli_audit import AUDIT_VERBS
 from maskedclip.cli_classify import CLASSIFY_VERBS
 from maskedclip.cli_compare import COMPARE_VERBS
+from maskedclip.cli_compose import COMPOSE_VERBS
 from maskedclip.cli_embed import EMBED_VERBS
 from maskedclip.cli_evaluate import EVALUATE_VERBS
 from maskedclip.cli_export import EXPORT_VERBS
 from maskedclip.cli_machine import MACHINE_VERBS
 from maskedclip.cli_manifest import MANIFEST_VERBS
+from maskedclip.cli_pair import PAIR_VERBS
+from maskedclip.cli_parts import PARTS_VERBS, add_part, register_parts
 from maskedclip.cli_search import SEARCH_VERBS
 from maskedclip.cli_segment import SEGMENT_VERBS
 from maskedclip.cli_serve import SERVE_VERBS
@@ -219,16 +222,19 @@ VERBS: dict[str, Verb] = {
         takes_recipe=True,
     ),
     **EVALUATE_VERBS,
+    **PAIR_VERBS,
     **COMPARE_VERBS,
     **AUDIT_VERBS,
     **STORE_VERBS,
     **STUDY_VERBS,
     **EMBED_VERBS,
     **SEARCH_VERBS,
+    **COMPOSE_VERBS,
     **CLASSIFY_VERBS,
     **SEGMENT_VERBS,
     **EXPORT_VERBS,
     **SERVE_VERBS,
+    **PARTS_VERBS,
     **MACHINE_VERBS,
 }
 
@@ -243,6 +249,10 @@ def _overview() -> str:
     )
 
 
+_READ_RUNS = ("evaluate", "report")
+"""Verbs that build the objective of a finished run, to draw what it predicts."""
+
+
 def _parser(name: str) -> VerbParser:
     verb = VERBS[name]
     parser = VerbParser(
@@ -253,6 +263,8 @@ def _parser(name: str) -> VerbParser:
         allow_abbrev=False,
     )
     verb.arguments(parser)
+    if verb.takes_recipe or name in _READ_RUNS:
+        add_part(parser)
     return parser
 
 
@@ -293,6 +305,7 @@ def run(arguments: Sequence[str]) -> None:
         args, args.rest = parser.parse_known_args(rest)
     else:
         args = parser.parse_args(rest)
+    register_parts(args)
     verb.run(args)
 
 

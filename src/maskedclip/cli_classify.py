@@ -193,9 +193,10 @@ def _probe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=["linear", "finetune", "lora"],
+        choices=["linear", "finetune", "lora", "privileged_text"],
         default="linear",
-        help="logistic regression on frozen features, or the encoder is trained too; default linear",
+        help="logistic regression on frozen features (default); the encoder is trained too; or what a run of "
+        "clipit_style learnt",
     )
     parser.add_argument(
         "--output",
@@ -224,16 +225,23 @@ def _probe(args: argparse.Namespace) -> None:
     if args.output != "encoder" and args.method != "linear":
         raise UserError("--output: belongs to --method linear; fine-tuning trains the encoder")
     store = open_store([store for group in args.data for store in group])
-    classifier = fit_head(
-        _model(args.run, store.crop | {"stored_size": store.crop["size"]}),
-        store,
-        labels=_names(args.labels),
-        method=args.method,
-        output=args.output,
-        splits=_names(args.split),
-        settings=settings,
-        seed=args.seed,
-    )
+    if args.method == "privileged_text":
+        from maskedclip.deployment.heads_privileged import read_privileged_head
+
+        if args.split != "train" or settings is not None:
+            raise UserError("--split, --finetune: the head of --method privileged_text was learnt by the run")
+        classifier = read_privileged_head(path(args.run), store, labels=_names(args.labels), seed=args.seed)
+    else:
+        classifier = fit_head(
+            _model(args.run, store.crop | {"stored_size": store.crop["size"]}),
+            store,
+            labels=_names(args.labels),
+            method=args.method,
+            output=args.output,
+            splits=_names(args.split),
+            settings=settings,
+            seed=args.seed,
+        )
     classifier.save(args.out)
     about = classifier.head.about
     if args.json:

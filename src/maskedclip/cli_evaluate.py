@@ -14,6 +14,8 @@ from maskedclip.errors import UserError
 
 if TYPE_CHECKING:
     from maskedclip.data.store import Store
+    from maskedclip.deployment.external_open_clip import OpenClipModel
+    from maskedclip.deployment.model import Model
     from maskedclip.evaluation.finetune_settings import FineTuneSettings
     from maskedclip.evaluation.task_spec import TaskFile
 
@@ -56,7 +58,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from maskedclip.data.prompts import load_prompts
-    from maskedclip.deployment.external import open_model
     from maskedclip.evaluation.evaluate import DEFAULT, evaluate
     from maskedclip.evaluation.feature_cache import CachedFeatures
     from maskedclip.evaluation.leakage import seen_in_pretraining
@@ -65,12 +66,16 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     store, task = _store(args)
     wanted = args.protocols.split(",") if args.protocols else (task.protocols if task is not None else DEFAULT)
+    if store.kind == "volumes":
+        trained = [name for name in wanted if name.strip() in ("dense", "finetune", "lora")]
+        if trained:
+            raise UserError(f"--protocols: {', '.join(trained)}: not for volumes; give linear, knn, fewshot, ...")
     is_run = (Path(args.run) / "recipe.yaml").is_file()
     leakage = seen_in_pretraining(Path(args.run), store, store.rows("test")) if is_run else None
     if leakage is not None:
         say(leakage.get("sentence") or leakage["reason"])
     results = evaluate(
-        CachedFeatures(open_model(args.run, stored_size=store.crop["size"], crop=store.crop["crop"]), store),
+        CachedFeatures(_model(args.run, store), store),
         store,
         args.out,
         protocols=tuple(name.strip() for name in wanted),
@@ -89,6 +94,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     evaluations = {"trained": args.out} | ({"against": args.against} if args.against else {})
     report = write_report(args.out / "report.html", Path(args.run), store, evaluations=evaluations)
     say_next(*lines, f"next: look at {report}; maskedclip compare {args.out} OTHER_DIR sets another model beside it")
+
+
+def _model(spec: str, store: "Store") -> "Model | OpenClipModel":
+    from maskedclip.deployment.external import open_model
+
+    prepared = store.crop
+    return open_model(spec, stored_size=prepared["size"], crop=prepared["crop"], volumes=store.kind == "volumes")
 
 
 def _store(args: argparse.Namespace) -> "tuple[Store, TaskFile | None]":

@@ -15,7 +15,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row of the file as the photograph")
     parser.add_argument("--without", default=None, metavar="WORDS", help="what shall not be there")
     parser.add_argument(
-        "--weight", type=float, default=0.5, metavar="W", help="share of the text beside a picture, 0 to 1"
+        "--weight",
+        type=float,
+        default=None,
+        metavar="W",
+        help="share of the text beside a picture, 0 to 1; default 0.5",
+    )
+    parser.add_argument(
+        "--head", type=path, default=None, metavar="DIR", help="of `compose`: puts picture and text together"
     )
     parser.add_argument(
         "--queries", type=path, default=None, metavar="FILE.csv", help="many: columns text, image, id, without, weight"
@@ -48,6 +55,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from maskedclip.deployment.search_query import combine, read_queries
 
     if args.top < 1:
@@ -66,12 +75,17 @@ def _search(args: argparse.Namespace) -> None:
             raise UserError(f"--sheet {args.sheet}: exists; choose another file")
     if args.images is not None and not args.images.exists():
         raise UserError(f"--images {args.images}: no such store or folder")
+    if args.head is not None and args.weight is not None:
+        raise UserError("--weight: a head knows the share of the text itself; leave it out")
+    weight = 0.5 if args.weight is None else args.weight
     if args.queries is not None:
         if args.text or args.image or args.id or args.without:
             raise UserError("--queries: holds all queries; leave --text, --image, --id and --without away")
-        queries = read_queries(args.queries, weight=args.weight)
+        queries = read_queries(args.queries, weight=weight)
     else:
-        queries = combine(args.text, args.image, args.id, without=args.without, weight=args.weight)
+        queries = combine(args.text, args.image, args.id, without=args.without, weight=weight)
+    if args.head is not None:
+        queries = [replace(query, head=args.head.resolve().name or "head") for query in queries]
     for query in queries:
         if query.image is not None and not query.image.is_file():
             raise UserError(f"{query.image}: no such image file")
@@ -86,11 +100,18 @@ def _answer(args: argparse.Namespace, queries: list[Any]) -> None:
     from maskedclip.deployment.search_show import print_results, to_csv, to_json
 
     model = _model(args, queries)
+    head = None
+    if args.head is not None:
+        from maskedclip.deployment.composed_saving import read_composed
+
+        head = read_composed(args.head, model)
     index = open_index(args.file, output=args.output, kind=args.index, texts=_example_texts(args, model))
     if len(index.left_out):
         say(f"{args.file}: {len(index.left_out):,} rows have no vector and are never found")
     pictures = index.pictures(args.images)
-    results = answer(queries, index, model, top=args.top, where=args.where, other_patients=args.other_patients)
+    results = answer(
+        queries, index, model, top=args.top, where=args.where, other_patients=args.other_patients, head=head
+    )
     if args.where and not any(result.hits for result in results):
         say(f"--where: no row passes {args.where!r}")
     if args.json:

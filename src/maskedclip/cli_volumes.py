@@ -1,4 +1,4 @@
-"""The verb that makes pictures, or small arrays, of volumes."""
+"""The verbs of volumes: pictures or small arrays of them, and stores that 3-D recipes train on."""
 
 import argparse
 from typing import Any
@@ -80,11 +80,54 @@ def _window(text: str | None):
         raise UserError(f"--window {text}: give centre and width, such as --window 40,400") from error
 
 
+def _curate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        type=path,
+        help="a NIfTI file, a DICOM series, a folder of them, a manifest whose images they are, or a MedMNIST-3D .npz",
+    )
+    parser.add_argument("--out", type=path, required=True, metavar="STORE", help="new folder for the store")
+    parser.add_argument("--spacing", type=float, default=None, metavar="MM", help="mm a voxel; default: as they are")
+    parser.add_argument(
+        "--cube", type=int, default=None, metavar="N", help="fit each whole volume into N x N x N voxels"
+    )
+    parser.add_argument(
+        "--intensity",
+        choices=["auto", "ct", "mri", "range"],
+        default="auto",
+        help="ct: -1000..1000 HU to 0..1; mri: z-score of what is not 0; range: percentiles to 0..1; auto: by modality",
+    )
+    parser.add_argument("--modality", default=None, metavar="NAME", help="where the source names none, e.g. ct")
+    parser.add_argument("--time", type=int, default=0, metavar="T", help="which volume of a series in time, from 0")
+
+
+def _curate(args: argparse.Namespace) -> None:
+    from maskedclip.data.volume_store import VolumeSettings, curate_volumes
+
+    settings = VolumeSettings(spacing=args.spacing, cube=args.cube, intensity=args.intensity, modality=args.modality)
+    done = curate_volumes(args.source, args.out, settings, time=args.time)
+    rejected = [f"quarantined: {name} {reason}" for _, name, reason in done.quarantine]
+    for lines in (done.notes, rejected):
+        say_next(*lines[:SHOWN], *([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
+    kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(done.modalities.items()))
+    reasons = f"; every reason is in {args.out}/quarantine.csv" if rejected else ""
+    say_next(
+        f"{done.stored:,} volumes in {args.out} ({kinds}), {len(rejected):,} quarantined{reasons}",
+        f"next: maskedclip pretrain --config dae --config volume_tiny --data {args.out} --out RUN",
+    )
+
+
 VOLUME_VERBS: dict[str, Verb] = {
     "slices": Verb(
         "volumes (NIfTI, DICOM series) as pictures with a manifest, or as small arrays",
         "maskedclip slices scans/ --axis axial --every 3 --out slices",
         _arguments,
         _slices,
+    ),
+    "curate-volumes": Verb(
+        "volumes (NIfTI, DICOM series, MedMNIST-3D) -> a store that 3-D recipes train on",
+        "maskedclip curate-volumes scans/manifest.csv --spacing 2 --out stores/scans",
+        _curate_arguments,
+        _curate,
     ),
 }

@@ -81,7 +81,7 @@ class Encode:
             spaces = {"encoder": tokens}
             if self._bridged:
                 spaces["bridge"] = module.bridge(tokens)
-                found |= {"bridge": module.pool(spaces["bridge"]), "projected": module.project(spaces["bridge"])}
+                found |= {"bridge": module.pool_clip(spaces["bridge"]), "projected": module.project(spaces["bridge"])}
             for name, space in PATCHES.items():
                 if name in self.outputs:
                     found[name] = module.encoder.patches(spaces[space])

@@ -64,6 +64,11 @@ def write_huggingface(
 
 def _image_config(model: MaskedCLIP, preprocessing: Preprocessing) -> dict[str, Any]:
     vit: Any = model.encoder.vit
+    if model.attention is not None:
+        raise UserError(
+            "--format huggingface: its code takes the mean of patches, and this model pools them by attention "
+            "(model.image_pooling); export to onnx or torch"
+        )
     first = vit.blocks[0]
     activation = _activation(getattr(first.mlp, "act", None))
     why = None

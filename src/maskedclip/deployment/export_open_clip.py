@@ -161,6 +161,11 @@ def _check(vit: Any) -> None:
 def _text(encoder: TextEncoder, tokenizer: TextTokenizer) -> dict[str, Tensor]:
     """Weights in the names of open_clip's HFTextEncoder, the standardisation inside the last norm."""
     config = encoder.config
+    if encoder.causal:
+        raise UserError(
+            "--format open_clip: its text tower takes the mean of tokens, and this one reads from left to right "
+            "(model.text_causal); export to huggingface, onnx or torch"
+        )
     if config["model_type"] not in _POOLED:
         raise UserError(
             f"--format open_clip: a {config['model_type']} as text encoder is not pooled there as here "

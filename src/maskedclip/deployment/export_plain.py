@@ -50,6 +50,11 @@ def plain_bridge(model: MaskedCLIP, target: str) -> PlainTower:
         UserError: the architecture has a part that does not pass through this construction; `target` is named.
     """
     vit = model.encoder.vit
+    if model.attention is not None:
+        raise UserError(
+            f"--format {target}: its vision transformer takes the mean of patches, and this model pools them by "
+            "attention (model.image_pooling); export to onnx or torch"
+        )
     if not model.config.bridge_depth:
         return plain_encoder(model)
     _check(model, target)

@@ -18,6 +18,7 @@ class ImageTower(nn.Module):
         super().__init__()
         self.encoder, self.bridge = model.encoder, model.bridge
         self.standardise, self.projection = model.standardise, model.image_projection
+        self.attention = model.attention
         self.mean = nn.Buffer(torch.tensor(preprocessing.mean)[:, None, None])
         self.std = nn.Buffer(torch.tensor(preprocessing.std)[:, None, None])
 
@@ -28,7 +29,8 @@ class ImageTower(nn.Module):
         tokens = torch.cat([tokens[:, :classes], tokens[:, vit.num_prefix_tokens :]], dim=1)  # without registers
         features = {"encoder": self.encoder.patches(tokens).mean(dim=1)}
         if self.projection is not None:
-            features["bridge"] = self.encoder.patches(self.bridge(tokens)).mean(dim=1)
+            patches = self.encoder.patches(self.bridge(tokens))
+            features["bridge"] = patches.mean(dim=1) if self.attention is None else self.attention(patches)
             projected = self.projection(self.standardise(features["bridge"]))
             features["projected"] = nn.functional.normalize(projected, dim=-1)
         return features

@@ -224,9 +224,16 @@ class _TextEncoder(nn.Module):
         width = text["hidden_size"]
         self.standardise = _Standardise(width) if standardise else nn.Identity()
         self.projection = nn.Linear(width, embed_dim, bias=False)
+        self.soi = text.get("soi_token_id", -1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T) -> unit length (B, E): mean over the real tokens, projected."""
+        """(B, T) -> unit length (B, E): mean over the real tokens, projected; of a causal one the state at the last."""
+        if self.soi >= 0:
+            last = attention_mask.sum(dim=1, keepdim=True) - 1
+            ids = input_ids.scatter(1, last, self.soi)
+            hidden = self.bert(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+            pooled = hidden.gather(1, last[:, :, None].expand(-1, -1, hidden.shape[2]))[:, 0]
+            return functional.normalize(self.projection(self.standardise(pooled)), dim=-1)
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weight = attention_mask[:, :, None].to(hidden.dtype)
         pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)

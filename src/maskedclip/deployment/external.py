@@ -36,6 +36,7 @@ def open_model(
     size: int | None = None,
     stored_size: int = 256,
     crop: Literal["fundus", "none"] = "fundus",
+    volumes: bool = False,
 ) -> Model | OpenClipModel:
     """Open a model for evaluation.
 
@@ -48,6 +49,7 @@ def open_model(
             their own, cut to `stored_size` and to whole patches.
         stored_size: side of the store's pictures, pixels.
         crop: how the store's pictures were prepared, for photographs that come from elsewhere.
+        volumes: whether the store holds volumes, which only a run of a volume recipe reads.
 
     Returns: a `Model`, whose `module.encoder` can be fine-tuned, without texts unless it is a run's;
         or an `OpenClipModel`.
@@ -59,12 +61,14 @@ def open_model(
     size = at if at is not None else size
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     path = Path(name)
+    if volumes and (size is not None or not path.is_dir() or (path / CONFIG).is_file()):
+        raise UserError(f"{spec}: the store holds volumes; give the directory of a run that was trained on volumes")
     if name.startswith(_TIMM):
         return _timm_model(name, chosen, size, stored_size, crop)
     if (path / CONFIG).is_file():
         return load_open_clip(path, chosen, size=size, stored_size=stored_size, crop=crop)
     if path.is_dir():
-        model = load(path, device=str(chosen))
+        model = load(path, device=str(chosen), volumes=volumes)
         return model if size is None else model.at_size(size, spec)
     if path.suffix in _PICKLES and path.is_file():
         raise UserError(

@@ -1,7 +1,8 @@
 """A head: one linear map from a feature to answers, with what turns its scores into probabilities and decisions.
 
 Zero-shot labels, a linear probe and the last layer of a fine-tuned encoder are all of this form, so one class reads,
-calibrates and saves them.  B photographs, D feature width, T labels.
+calibrates and saves them; a head that learnt from texts has a second, bent summand.
+B photographs, D feature width, T labels.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from scipy.special import expit, softmax
 from maskedclip.errors import UserError
 
 Kind = Literal["exclusive", "independent"]
-Method = Literal["zero_shot", "linear", "finetune", "lora"]
+Method = Literal["zero_shot", "linear", "finetune", "lora", "privileged_text"]
 
 STEPS = 101
 """Shares of abstention of which a head knows the threshold: 0, 0.01, ..., 1."""
 _NORM_EPSILON = 1e-6
+_SLOPE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +46,8 @@ class Head:
     labels: their names.  kind: `exclusive`, just one holds, or `independent`, each holds or not.  method: how it was
     made.  output: which of the model's features it reads.  weight (T, D), bias (T,): scores = features @ weight.T +
     bias.  unit: features are brought to unit length first.  norm: weight and bias (D,) of a LayerNorm that comes first.
+    branch: U (H, D), u (H,), V (T, H) of a second summand, leaky(features @ U.T + u) @ V.T with slope 0.1: what a head
+    that learnt from texts reads out of the text that it predicts (`objectives.privileged`).
     slopes, intercepts (T,): logits = slopes x scores + intercepts; a sigmoid makes them probabilities, or a softmax
     where labels exclude each other.  calibrated (T,): whether those were fitted on validation rows.  cuts (T,): score
     above which a finding is called present; NaN: present where no other is.  Unused where labels exclude each other.
@@ -63,6 +67,7 @@ class Head:
     cuts: NDArray[np.float64]
     unit: bool = False
     norm: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    branch: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None = None
     abstention: Abstention | None = None
     abstain: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +85,11 @@ class Head:
             centred = x - x.mean(axis=1, keepdims=True)
             x = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + _NORM_EPSILON)
             x = x * self.norm[0] + self.norm[1]
-        return x @ self.weight.T + self.bias
+        scores = x @ self.weight.T + self.bias
+        if self.branch is not None:
+            inner = x @ self.branch[0].T + self.branch[1]
+            scores = scores + np.where(inner > 0, inner, _SLOPE * inner) @ self.branch[2].T
+        return scores
 
     def probabilities(self, scores: NDArray) -> NDArray[np.float64]:
         """Of scores (B, T): (B, T); rows sum to 1 where labels exclude each other."""

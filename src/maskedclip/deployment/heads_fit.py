@@ -27,6 +27,7 @@ from maskedclip.evaluation.probe import linear_heads
 from maskedclip.evaluation.tasks import UNKNOWN, Task, read_tasks
 from maskedclip.models.maskedclip import MaskedCLIP, ModelConfig
 from maskedclip.models.saving import SavedModel, weights_fingerprint
+from maskedclip.objectives.privileged import PrivilegedHead
 
 LEARNT_FROM = ("encoder", "bridge", "projected")
 
@@ -87,6 +88,51 @@ def fit_head(
     else:
         raise UserError(f"--method {method}: give linear, finetune or lora")
     return _calibrated(classifier, lesson, seed)
+
+
+def privileged_head(
+    model: Model,
+    head: PrivilegedHead,
+    columns: Sequence[str],
+    store: Store,
+    *,
+    labels: Sequence[str] = (),
+    seed: int = 0,
+) -> Classifier:
+    """The head that pre-training learnt by the loss `privileged_text`, calibrated on a store's validation rows.
+
+    Args:
+        model: of the same run.
+        head: as trained.
+        columns: what its outputs stand for, as the run's `data.labels` names them: NAME, or NAME=CLASS.
+        store: with splits and these labels.
+        labels: some of the findings, or one label of several classes; none: all findings, else the only label.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: the run did not learn such a label, or the store does not have it.
+    """
+    check_patients(store)
+    names = list(dict.fromkeys(column.partition("=")[0] for column in columns))
+    wanted = (
+        [name.removeprefix("label.") for name in labels] or [name for name in names if name in columns] or names[:1]
+    )
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise UserError(f"--labels: {unknown[0]} was not learnt by the run; it knows {', '.join(names)}")
+    lesson = _lesson(store, wanted, ("train",))
+    places = [place for place, column in enumerate(columns) if column.partition("=")[0] in lesson.tasks]
+    weight, bias, inner, offset, outer = (value.cpu().numpy() for value in head.folded())
+    if lesson.kind == "independent":
+        answers = tuple(columns[place] for place in places)
+        cuts = _rest_of_normal(answers, np.zeros(len(answers)))
+    else:
+        of_words = isinstance(next(iter(lesson.tasks.values())).classes[0], str)
+        answers = tuple(columns[place].partition("=")[2] if of_words else columns[place] for place in places)
+        cuts = np.full(len(answers), np.nan)
+    about = {"left_out": {}, "seed": seed}
+    plain = _learnt_head(answers, lesson, "privileged_text", "encoder", weight[places], bias[places], cuts, about)
+    return _calibrated(Classifier(replace(plain, branch=(inner, offset, outer[places])), model), lesson, seed)
 
 
 def _lesson(store: Store, labels: Sequence[str], splits: Sequence[str]) -> _Lesson:

@@ -25,6 +25,7 @@ FORMAT = 1
 FILE = "head.json"
 _TENSORS = "head.safetensors"
 _MODEL = "model"
+_BRANCH = ("branch.inner", "branch.offset", "branch.outer")
 _NOTICE = "For research; no medical device, and no answer of a model is a diagnosis."
 
 
@@ -116,6 +117,8 @@ def _tensors(head: Head) -> dict[str, np.ndarray]:
     }
     if head.norm is not None:
         found |= {"norm.weight": head.norm[0], "norm.bias": head.norm[1]}
+    if head.branch is not None:
+        found |= {name: np.ascontiguousarray(value) for name, value in zip(_BRANCH, head.branch, strict=True)}
     if head.abstention is not None:
         names = ("thresholds", "coverages", "accuracies")
         found |= {f"abstention.{name}": np.ascontiguousarray(getattr(head.abstention, name)) for name in names}
@@ -160,13 +163,17 @@ def _head(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Head:
     shapes = {"weight": (count, width), **dict.fromkeys(("bias", "slopes", "intercepts", "cuts"), (count,))}
     if "norm.weight" in tensors:
         shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    branched = _BRANCH[0] in tensors
+    if branched:
+        hidden = len(tensors[_BRANCH[0]])
+        shapes |= dict(zip(_BRANCH, ((hidden, width), (hidden,), (count, hidden)), strict=True))
     if "abstention.thresholds" in tensors:
         rows = 1 if about["kind"] == "exclusive" else count
         shapes |= {f"abstention.{name}": (rows, STEPS) for name in ("thresholds", "coverages", "accuracies")}
     for name, shape in shapes.items():
         if tensors[name].shape != shape or tensors[name].dtype != np.float64:
             raise ValueError(f"{name} is {tensors[name].dtype} {tensors[name].shape}, not float64 {shape}")
-    for name in ("weight", "bias", "slopes", "intercepts"):
+    for name in ("weight", "bias", "slopes", "intercepts", *(_BRANCH if branched else ())):
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"{name} holds values that are no numbers")
     head = Head(
@@ -177,6 +184,7 @@ def _head(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Head:
         unit=bool(about["unit_features"]),
         calibrated=np.array(about["calibrated"], bool).reshape(count),
         norm=(tensors["norm.weight"], tensors["norm.bias"]) if "norm.weight" in tensors else None,
+        branch=(tensors[_BRANCH[0]], tensors[_BRANCH[1]], tensors[_BRANCH[2]]) if branched else None,
         abstention=Abstention(
             thresholds=tensors["abstention.thresholds"],
             coverages=tensors["abstention.coverages"],

@@ -22,7 +22,7 @@ from torch import Tensor
 from maskedclip.data.address import is_archive, split_address
 from maskedclip.data.images import stored_image
 from maskedclip.data.pixels import UndecodableImage
-from maskedclip.data.store import Store, open_store
+from maskedclip.data.store import Store, open_store, refuse_volumes
 from maskedclip.errors import UserError
 from maskedclip.models.saving import Preprocessing
 
@@ -166,7 +166,9 @@ def open_inputs(data: Path | str, *, encoding: str = "utf-8", allow_outside: boo
     path = Path(data)
     if path.is_dir():
         if any(path.glob("shard-*.parquet")):
-            return StoreInputs(path, open_store(path))
+            store = open_store(path)
+            refuse_volumes(store, "this verb")
+            return StoreInputs(path, store)
         return inputs_files.of_folder(path)
     address = split_address(str(data))
     if not path.is_file():

@@ -18,6 +18,7 @@ from maskedclip.errors import UserError
 from maskedclip.models.features import BATCH, prepare_pixels, stack_features, text_features, to_input
 from maskedclip.models.resizing import resized
 from maskedclip.models.saving import SavedModel, read_model, weights_fingerprint
+from maskedclip.models.volume_features import volume_features
 
 Photograph = str | Path | bytes | Image.Image | np.ndarray
 """A path, encoded bytes, a Pillow image, or a uint8 array (H, W, 3) or (H, W)."""
@@ -77,7 +78,19 @@ class Model:
         return stack_features(self.module, batches, self.preprocessing)
 
     def features(self, store: Store, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of rows of a store, by output name; the same numbers as `encode_image` of the stored images."""
+        """Features of rows of a store, by output name; the same numbers as `encode_image` of the stored images.
+
+        Of a store of volumes the mean over the tiles that cover each.
+
+        Raises:
+            UserError: the store holds pictures and the model reads volumes, or the reverse.
+        """
+        volumes = getattr(store, "kind", "images") == "volumes"
+        if volumes != self.module.reads_volumes:
+            kinds = ("volumes", "pictures") if volumes else ("pictures", "volumes")
+            raise UserError(f"the store holds {kinds[0]}, and the model reads {kinds[1]}; give a store of {kinds[1]}")
+        if volumes:
+            return volume_features(self.module, store, rows, self.preprocessing)
         batches = image_batches(store, rows, size=self.preprocessing.size, batch=BATCH)
         return stack_features(self.module, batches, self.preprocessing)
 
@@ -149,15 +162,16 @@ class Model:
         return output
 
 
-def load(run: Path | str, *, device: str = "auto") -> Model:
+def load(run: Path | str, *, device: str = "auto", volumes: bool | None = False) -> Model:
     """Load the model of a run directory (or its `model` folder), offline.
 
     Args:
         run: what `maskedclip pretrain --out` wrote.
         device: `auto` takes a GPU where there is one; else a torch device.
+        volumes: whether the model must read volumes, must not, or (None) may.
 
     Raises:
-        UserError: no such run, or a part of it is missing or damaged.
+        UserError: no such run, a part of it is missing or damaged, or it reads volumes and must not, or the reverse.
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -169,7 +183,18 @@ def load(run: Path | str, *, device: str = "auto") -> Model:
             )
         folder = folder / "model"
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return Model(read_model(folder), torch.device(chosen))
+    saved = read_model(folder)
+    if volumes is not None and saved.model.reads_volumes != volumes:
+        raise UserError(
+            f"{run}: its model reads {'pictures' if volumes else 'volumes'}; "
+            + (
+                "give a run of a volume recipe, or a store of pictures"
+                if volumes
+                else "`maskedclip evaluate` takes it with a store of volumes, Python by load(RUN, volumes=True); no "
+                "other verb does"
+            )
+        )
+    return Model(saved, torch.device(chosen))
 
 
 def read_pixels(photograph: Photograph) -> np.ndarray:

@@ -79,12 +79,12 @@ def visible_scores(model: Model, images: Tensor, targets: Sequence[Target], keep
     with evaluation_kernels(module):
         tokens = module.encoder(to_input(images.to(model.device), model.preprocessing), keep)
         led = module.bridge(tokens) if any(target.output != "encoder" for target in targets) else tokens
-        pooled = {True: module.pool(tokens), False: module.pool(led)}
+        pooled = {True: module.pool(tokens), False: module.pool_clip(led)}
         return torch.stack([_score(module, pooled[target.output == "encoder"], target) for target in targets], dim=1)
 
 
 def _score(module: MaskedCLIP, pooled: Tensor, target: Target) -> Tensor:
-    """From the mean of the last patch tokens (B, D), (B,)."""
+    """From the pooled last patch tokens (B, D), (B,)."""
     return target.score(module.project_pooled(pooled) if target.output == "projected" else pooled)
 
 
@@ -109,7 +109,9 @@ def _attention_maps(model: Model, images: Tensor, targets: Sequence[Target], met
                 continue
             flat = [layer for stage in stages for layer in stage]
             for place in places:
-                score = _score(model.module, patches.mean(dim=1), targets[place]).sum()
+                weigh = model.module.attention if bridged else None
+                pooled = patches.mean(dim=1) if weigh is None else weigh(patches)
+                score = _score(model.module, pooled, targets[place]).sum()
                 *slopes, last = torch.autograd.grad(score, [*flat, patches], retain_graph=place != places[-1])
                 weighted = iter([(a * g).clamp_min(0).mean(dim=1) for a, g in zip(flat, slopes, strict=True)])
                 layers = [[next(weighted) for _ in stage] for stage in stages]

@@ -11,6 +11,7 @@ from maskedclip.deployment.search import Hit, SearchIndex, compose
 from maskedclip.errors import UserError
 
 if TYPE_CHECKING:
+    from maskedclip.deployment.composed import RetrievalHead
     from maskedclip.deployment.model import Model
 
 _COLUMNS = ("text", "image", "id", "without", "weight", "name")
@@ -21,7 +22,8 @@ class Query:
     """One query.
 
     text: what shall be there.  image: a photograph, or `id`: a row of the file in its place.  without: what shall not
-    be there.  weight: share of the text, 0 to 1.  name: what the query is called in results.
+    be there.  weight: share of the text, 0 to 1.  name: what the query is called in results.  head: name of a trained
+    head that puts picture and text together; it knows their shares itself.
     """
 
     text: str | None = None
@@ -30,6 +32,7 @@ class Query:
     without: str | None = None
     weight: float = 0.5
     name: str = ""
+    head: str = ""
 
     def __post_init__(self) -> None:
         if not (self.text or self.image or self.id):
@@ -38,6 +41,12 @@ class Query:
             raise UserError(f"--image {self.image} and --id {self.id}: give one of them, the picture of a query")
         if not 0 <= self.weight <= 1:
             raise UserError(f"--weight {self.weight:g}: is outside 0 (picture only) to 1 (text only)")
+        if self.head and not (self.text and (self.image or self.id)):
+            raise UserError("--head: puts a picture and a text together; give --text with --image or --id")
+        if self.head and self.weight != 0.5:
+            raise UserError("--weight: a head knows the share of the text itself; leave it out")
+        if self.head and self.without:
+            raise UserError('--without: a head reads one text; say it in --text, e.g. "now without drusen"')
 
     @property
     def has_words(self) -> bool:
@@ -49,7 +58,7 @@ class Query:
         """The query in words."""
         parts = [self.image.name if self.image else f"row {self.id}" if self.id else ""]
         if self.text:
-            mixed = f" ({self.weight:g})" if parts[0] else ""
+            mixed = f" (by {self.head})" if self.head else f" ({self.weight:g})" if parts[0] else ""
             parts.append(f'{"+ " if parts[0] else ""}"{self.text}"{mixed}')
         if self.without:
             parts.append(f'− "{self.without}" ({self.weight:g})')
@@ -60,6 +69,8 @@ class Query:
         """The parts that were given."""
         found = {"name": self.name, "text": self.text, "image": self.image and str(self.image), "id": self.id}
         found |= {"without": self.without}
+        if self.head:
+            return {key: value for key, value in found.items() if value} | {"head": self.head}
         mixed = {"weight": self.weight} if self.without or (self.text and (self.image or self.id)) else {}
         return {key: value for key, value in found.items() if value} | mixed
 
@@ -134,13 +145,16 @@ def read_queries(path: Path, *, weight: float = 0.5) -> list[Query]:
     return found
 
 
-def encode(queries: Sequence[Query], index: SearchIndex, model: "Model | None") -> np.ndarray:
+def encode(
+    queries: Sequence[Query], index: SearchIndex, model: "Model | None", head: "RetrievalHead | None" = None
+) -> np.ndarray:
     """Directions of queries, float32 (Q, E), unit length.
 
     Args:
         queries: one or several.
         index: for the rows that are queries, and the output that is compared.
         model: the one that made the index; None will do where all queries are rows.
+        head: puts picture and text of all queries together, instead of a weighted mean.
 
     Raises:
         UserError: an unknown row, an unreadable picture, or a text where the output has none.
@@ -151,6 +165,10 @@ def encode(queries: Sequence[Query], index: SearchIndex, model: "Model | None") 
         raise UserError(f"--output {index.output}: texts are only comparable with `projected`; leave --output away")
     if (words or images) and model is None:
         raise UserError("--model: name the run whose `embed` wrote the file, to read texts and photographs")
+    if head is not None and model is not None:
+        from maskedclip.deployment.composed_query import composed_directions
+
+        return composed_directions(queries, index, model, head)
     directions: dict[Any, np.ndarray] = {}
     if words and model is not None:
         listed = list(dict.fromkeys(words))
@@ -185,8 +203,9 @@ def answer(
     top: int = 10,
     where: str | None = None,
     other_patients: bool = False,
+    head: "RetrievalHead | None" = None,
 ) -> list[Result]:
-    """Search for queries.  A row that is a query is not found by itself.
+    """Search for queries.  A row that is a query is not found by itself; with a head, nor is the same picture.
 
     Args:
         queries: one or several.
@@ -196,22 +215,25 @@ def answer(
         where: a filter.
         other_patients: leave out the rows of the patient of a query's picture, where it is a row of the file, the file
             that a row was made of, or the same picture as one.
+        head: see `encode`.
 
     Raises:
         UserError: see `encode` and `SearchIndex.search`.
     """
-    directions = encode(queries, index, model)
+    directions = encode(queries, index, model, head)
     unwanted: list[set[int]] = []
     remarks = []
     for query in queries:
         row, remark = (index.row(query.id), "") if query.id else (None, "")
         skip = set() if row is None else {row}
-        if other_patients and query.image and model is not None:
+        if (other_patients or head is not None) and query.image and model is not None:
             row = index.row_of_file(query.image)
             if row is None:
                 row = index.copy_of(model.encode_image(query.image, index.output)[0])
-            if row is None:
+            if row is None and other_patients:
                 remark = "no row is this picture, so no patient was left out"
+            elif row is not None:
+                skip = {row}
         if other_patients and row is not None:
             skip = index.same_patient(row)
             name = index.table.column("id")[row].as_py()

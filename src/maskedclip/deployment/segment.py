@@ -14,20 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskedclip.data.imaging import Transform, standardise
+from maskedclip.data.prompts import is_normal
 from maskedclip.data.transforms import resize
 from maskedclip.deployment.classifier import Classifier
+from maskedclip.deployment.learned_prompts import LearnedPrompts
 from maskedclip.deployment.maps import contribution_maps, magnified, scores_of
 from maskedclip.deployment.maps_dense import dense_features
 from maskedclip.deployment.maps_target import Output, Target, label_prompts, text_directions
 from maskedclip.deployment.model import Model
 from maskedclip.deployment.overlay import to_photograph, visible_part
+from maskedclip.deployment.proposals import COUNT, Proposer, check_count, propose
 from maskedclip.deployment.regions import Region, masks_of, named_regions, propose_regions, region_maps, region_scores
 from maskedclip.deployment.relevance import relevance_maps
+from maskedclip.deployment.zero_shot_segmentation import WEIGHT, ProposalSegmenter
 from maskedclip.errors import UserError
 
-Method = Literal["similarity", "contribution", "regions", "relevance", "rollout", "removal"]
+Method = Literal["similarity", "contribution", "regions", "relevance", "rollout", "removal", "proposals"]
 METHODS: tuple[str, ...] = get_args(Method)
-_TILED = ("similarity", "regions")
+_TILED = ("similarity", "regions", "proposals")
 _CELLS = 256  # on a side: where a threshold is chosen
 _BINS = 256
 
@@ -51,6 +55,10 @@ class Settings:
     tiles: Sequence[int] = (1,)
     threshold: float | None = None
     mixed: bool = False
+    learned: LearnedPrompts | None = None
+    proposals: int = COUNT
+    proposer: Proposer = "kmeans"
+    ensemble_weight: float = WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +67,8 @@ class Found:
 
     picture: RGB (H, W, 3).  transform: from it to the model's square.  maps: (T, h, w) over the square.  scores: of the
     whole photograph (T,).  visible: bool (S, S), the part of the square that shows something.  thresholds: (T,).
-    regions: with the method of that name, non-overlapping, best first; else None.
+    regions: with the method of that name, non-overlapping, best first; else None.  exclusive: a pixel belongs to one
+    label at most, that with the highest value.  background: what a value has to beat as well, (h, w).
     """
 
     picture: NDArray[np.uint8]
@@ -70,6 +79,8 @@ class Found:
     thresholds: NDArray[np.float64]
     labels: tuple[str, ...]
     regions: list[Region] | None = None
+    exclusive: bool = False
+    background: NDArray[np.float32] | None = None
     _seen: dict[tuple[int, int] | None, NDArray[np.bool_]] = field(default_factory=dict)
 
     def inside(self, place: int) -> NDArray[np.float32]:
@@ -86,6 +97,14 @@ class Found:
     def mask_on_photograph(self, place: int, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
         """Where a label lies, bool (H, W), or at `size`."""
         seen = self.visible_on_photograph(size)
+        if self.exclusive:
+            maps = np.stack([to_photograph(values, self.transform, size, outside=-np.inf) for values in self.maps])
+            floor = (
+                self.thresholds[place]
+                if self.background is None
+                else to_photograph(self.background, self.transform, size, outside=np.inf)
+            )
+            return (maps.argmax(axis=0) == place) & (maps[place] > floor) & seen
         if self.regions is None:
             return (np.nan_to_num(self.map_on_photograph(place, size), nan=-np.inf) > self.thresholds[place]) & seen
         mask = np.zeros(seen.shape, dtype=bool)
@@ -115,23 +134,44 @@ class Segmenter:
 
     def __init__(self, model: Model, settings: Settings, classifier: Classifier | None = None) -> None:
         _check(settings, model, classifier)
-        reader = model if classifier is None else classifier.model
+        reader = model if classifier is None or settings.method == "proposals" else classifier.model
         self.model = reader if settings.size is None else reader.at_size(settings.size, "--size")
         self.settings, self.tiles = settings, sorted(set(settings.tiles))
         self.side = self.model.preprocessing.size * self.tiles[-1]
         self.mean: NDArray[np.float32] | None = None
         self._plain = self._normal = np.zeros((0, 0), np.float32)
-        if classifier is not None:
+        self._namer: ProposalSegmenter | None = None
+        if classifier is not None and settings.method != "proposals":
             self.labels, self.targets = _head_targets(classifier, settings.labels)
             return
-        self.labels = tuple(settings.labels)
-        ensembles, normal = label_prompts(self.labels, settings.prompts)
-        against = normal if settings.against_normal else ()
-        directions = text_directions(self.model, ensembles, against)
+        self.labels = tuple(settings.labels) or (classifier.head.labels if classifier is not None else ())
+        plain, normal, directions = self._directions()
         self.targets = [Target(output="projected", direction=direction) for direction in directions]
         if settings.method == "regions":
-            self._plain = text_directions(self.model, ensembles)
-            self._normal = text_directions(self.model, [normal])
+            self._plain, self._normal = plain, normal[None]
+        if settings.method == "proposals":
+            self._namer = ProposalSegmenter(
+                self.model,
+                self.labels,
+                plain,
+                None if any(map(is_normal, self.labels)) else normal,
+                head=classifier,
+                weight=settings.ensemble_weight,
+            )
+
+    def _directions(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Of the labels (T, E) and of a normal fundus (E,), unit length; and what maps are made with (T, E)."""
+        learned = self.settings.learned
+        if learned is not None:
+            found = learned.directions(self.model, [*self.labels, "normal fundus"])
+            plain, normal = found[:-1], found[-1]
+            return plain, normal, plain - normal if self.settings.against_normal else plain
+        ensembles, opposite = label_prompts(self.labels, self.settings.prompts)
+        against = opposite if self.settings.against_normal else ()
+        directions = text_directions(self.model, ensembles, against)
+        if self.settings.method not in ("regions", "proposals"):
+            return directions, np.zeros(0, np.float32), directions
+        return text_directions(self.model, ensembles), text_directions(self.model, [opposite])[0], directions
 
     def compare_with(self, pictures: Iterable[NDArray[np.uint8]], *, prepared: bool = False) -> int:
         """Subtract the mean map of these photographs from all maps from now on; returns how many they are.
@@ -139,6 +179,8 @@ class Segmenter:
         What a map shows in every photograph, such as the rim of the field, cancels.  Only places are compared, so the
         photographs should be framed alike, as fundus photographs are after the crop.
         """
+        if self._namer is not None:
+            raise UserError("--reference: proposals share a photograph out among labels; leave it out")
         self.mean, total, count = None, np.zeros(()), 0
         for picture in pictures:
             total = total + self.find(picture, prepared=prepared).maps.astype(np.float64)
@@ -149,10 +191,15 @@ class Segmenter:
 
     def find(self, picture: NDArray[np.uint8], *, prepared: bool = False) -> Found:
         """Look at one photograph, RGB (H, W, 3); `prepared`: it comes from a store and is cropped already."""
-        square, transform, visible = self._square(picture, prepared=prepared)
+        square, detailed, transform, visible = self._square(picture, prepared=prepared)
         image = square[None]
         small = resize(square, self.model.preprocessing.size)[None]
-        maps, regions = self._maps(image, small, visible)
+        background = None
+        if self._namer is not None:
+            maps, background = self._named(self._namer, square, detailed, visible)
+            regions = None
+        else:
+            maps, regions = self._maps(image, small, visible)
         if self.mean is not None:
             maps = maps - self.mean
         scores = scores_of(self.model, small, self.targets)[0]
@@ -165,19 +212,25 @@ class Segmenter:
             thresholds=np.zeros(len(self.labels)),
             labels=self.labels,
             regions=regions,
+            exclusive=self._namer is not None,
+            background=background if self.settings.threshold is None else None,
         )
         found.thresholds[:] = [self._threshold(found, place) for place in range(len(self.labels))]
         return found
 
-    def _square(self, picture: NDArray[np.uint8], *, prepared: bool) -> tuple[Tensor, Transform, NDArray[np.bool_]]:
-        """The square that the model reads (3, k S, k S), the way there, and what of it shows something (256, 256)."""
+    def _square(
+        self, picture: NDArray[np.uint8], *, prepared: bool
+    ) -> tuple[Tensor, Tensor, Transform, NDArray[np.bool_]]:
+        """The square that the model reads (3, k S, k S), the same as sharp as it is stored (3, R, R), the way there,
+        and what of it shows something (256, 256).
+        """
         settings = self.model.preprocessing
         crop = "none" if prepared else settings.crop
         standard = standardise(picture, size=max(settings.stored_size, self.side), crop=crop)
         tensor = torch.from_numpy(standard.image.copy()).permute(2, 0, 1).contiguous()
         cells = resize(tensor, _CELLS).permute(1, 2, 0).numpy()
         visible = visible_part(cells, standard.transform, fundus=settings.crop == "fundus")
-        return resize(tensor, self.side), standard.transform, visible
+        return resize(tensor, self.side), tensor, standard.transform, visible
 
     def _maps(
         self, image: Tensor, small: Tensor, visible: NDArray[np.bool_]
@@ -203,8 +256,20 @@ class Segmenter:
         regions = named_regions(masks, scores, background, self.labels, least=least, visible=seen)
         return region_maps(partitions, embeddings, directions), regions
 
+    def _named(
+        self, namer: ProposalSegmenter, image: Tensor, detailed: Tensor, visible: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Maps (T, h, w) and the background's (h, w) from proposals."""
+        dense = dense_features(self.model, image[None], self.tiles)
+        rows, columns = dense.tokens.shape[1:3]
+        seen = magnified(visible.astype(np.float32), rows, columns) > 0.5
+        settings = self.settings
+        logits = propose(dense.tokens[0], settings.proposals, proposer=settings.proposer, inside=seen)
+        found = namer.segment(detailed, dense, logits)
+        return found.scores, found.background
+
     def _threshold(self, found: Found, place: int) -> float:
-        if self.settings.threshold is not None or found.regions is not None:
+        if self.settings.threshold is not None or found.regions is not None or found.exclusive:
             return self.settings.threshold or 0.0
         return otsu(found.inside(place))
 
@@ -235,6 +300,8 @@ def _head_targets(classifier: Classifier, labels: Sequence[str]) -> tuple[tuple[
     unknown = [label for label in labels if label not in head.labels]
     if unknown:
         raise UserError(f"--labels: {unknown[0]!r} is none of the head's labels ({', '.join(head.labels)})")
+    if head.branch is not None:
+        raise UserError("--head: a head that learnt from texts is no single direction, so its maps would be wrong")
     chosen = tuple(labels) or head.labels
     output: Output = head.output  # type: ignore[assignment]
     return chosen, [
@@ -256,6 +323,20 @@ def _check(settings: Settings, model: Model, classifier: Classifier | None) -> N
         raise UserError("--tiles: give whole numbers from 1 to 16, e.g. 2 or 1,2")
     if max(settings.tiles) > 1 and settings.method not in _TILED:
         raise UserError(f"--tiles: {settings.method} is of the photograph as a whole; use --size for a finer map")
+    if settings.learned is not None and (settings.prompts or settings.method not in ("similarity", *_TILED)):
+        raise UserError(
+            "--prompts: learned vectors go with --method similarity, regions or proposals, without sentences"
+        )
+    if settings.method == "proposals":
+        check_count(settings.proposals)
+        if settings.against_normal:
+            raise UserError("--against-normal: proposals are compared with a normal fundus already; leave it out")
+        if not model.has_text:
+            raise UserError("this model was trained without texts (recipe mae) and cannot name proposals")
+        if len(set(settings.labels)) < len(settings.labels):
+            raise UserError("--labels: one of them is named twice")
+        if classifier is not None:
+            return
     if classifier is None:
         if not settings.labels:
             raise UserError("--labels: name at least one, e.g. drusen,haemorrhage")

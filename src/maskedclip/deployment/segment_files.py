@@ -41,6 +41,7 @@ _UNITS = {
     "relevance": "share of the score's relevance",
     "rollout": "share of the attention, whatever the text",
     "removal": "change of the score where patches are seen",
+    "proposals": "sum over the proposals of the label's probability, a share of each place",
 }
 
 
@@ -235,10 +236,10 @@ def _note(entry: dict[str, Any], segmenter: Segmenter) -> str:
     unit = _UNITS[settings.method] + (", less that with a normal fundus" if settings.against_normal else "")
     unit += ", less the mean over the reference" if segmenter.mean is not None else ""
     rule = "margin over normal" if settings.method == "regions" else "threshold"
-    return (
-        f"{unit}; whole photograph {entry['score']:.3g}; {entry['area']:.1%} of the field above the {rule} "
-        f"{entry['threshold']:.3g}".replace("-", "−")
-    )
+    above = f"above the {rule} {entry['threshold']:.3g}"
+    if settings.method == "proposals" and settings.threshold is None:
+        above = "are nearer to it than to the other labels and a normal fundus"
+    return f"{unit}; whole photograph {entry['score']:.3g}; {entry['area']:.1%} of the field {above}".replace("-", "−")
 
 
 def _regions(found: Found, picture: Image.Image, size: tuple[int, int], folder: Path) -> Image.Image:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from maskedclip.deployment.model import Model
 from maskedclip.errors import UserError
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
+from maskedclip.models.lora import linear_layers as lora_targets
 from maskedclip.models.vit import ImageEncoder
 from maskedclip.training.optimizer import Group
 
@@ -70,16 +71,6 @@ class LoraAdapters:
     def merge(self) -> None:
         """Add the products to the weights that they belong to; the encoder has its plain layers again."""
         self._tuner.merge_and_unload()
-
-
-def lora_targets(encoder: ImageEncoder, *, mlp: bool) -> list[str]:
-    """Names, inside the timm model, of the linear layers of every block's attention, and of its MLP if wanted."""
-    parts = (".attn.", ".mlp.") if mlp else (".attn.",)
-    return [
-        name
-        for name, part in encoder.vit.named_modules()
-        if isinstance(part, nn.Linear) and name.startswith("blocks.") and any(mark in name for mark in parts)
-    ]
 
 
 def _peft() -> Any:

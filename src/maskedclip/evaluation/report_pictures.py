@@ -18,6 +18,7 @@ from maskedclip.data.images import stored_image
 from maskedclip.data.store import Store
 from maskedclip.data.text import normalise_text
 from maskedclip.data.transforms import normalise
+from maskedclip.html import LeftOut
 from maskedclip.models.vit import patchify, unpatchify
 from maskedclip.objectives.base import Batch, Views
 from maskedclip.objectives.pretraining import PretrainingObjective
@@ -148,7 +149,13 @@ def varied_rows(store: Store, rows: NDArray[np.int64], count: int, seed: int) ->
 
 
 def stored_pixels(store: Store, rows: NDArray[np.int64], size: int) -> Tensor:
-    """Rows of a store as the model sees them, uint8 (B, 3, size, size)."""
+    """Rows of a store as the model sees them, uint8 (B, 3, size, size).
+
+    Raises:
+        LeftOut: they are volumes.
+    """
+    if store.kind == "volumes":
+        raise LeftOut("the store holds volumes, which are not drawn here")
     return torch.stack([stored_image(store, int(row), size) for row in rows])
 
 

@@ -112,7 +112,7 @@ class Subject:
         Raises:
             UserError: it is missing or damaged.
         """
-        return load(self.run.path)
+        return load(self.run.path, volumes=None)
 
     @property
     def model_fingerprint(self) -> str | None:
