@@ -1,7 +1,8 @@
 """Every code block of the README and the docs runs, page by page, in a small world of files with the names they use.
 
 A block that needs another machine (a cluster, a model hub, root) is preceded by `<!-- not run: why -->`; its commands
-are still parsed by test_readme.py.  A block may be preceded by `<!-- exit status 1 -->` where that is what it shows.
+are still parsed by test_readme.py.  A block may be preceded by `<!-- exit status 1 -->` where that is what it shows,
+and by `<!-- file: NAME -->` where it is a file that later blocks use.
 Trainings run at the size of the tests.
 """
 
@@ -25,7 +26,7 @@ from tests.stores import SENTENCES, TINY, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 48
-PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 _BLOCK = re.compile(
     r"(?:<!-- *(?P<mark>[^>]*?) *-->\s*\n)?^(?P<indent> *)```(?P<kind>\w*)\n(?P<body>.*?)^(?P=indent)```", re.M | re.S
 )
@@ -106,6 +107,9 @@ def test_page__its_blocks_run(page: str, world: Path, tmp_path: Path, monkeypatc
         shutil.rmtree(made)
     names: dict[str, Any] = {}
     for block in blocks(page):
+        if block.mark.startswith("file: "):
+            (tmp_path / "here" / block.mark.removeprefix("file: ")).write_text(block.body + "\n")
+            continue
         if block.mark.startswith("not run") or block.kind in SHOWN or block.kind == "yaml":
             continue
         if block.kind == "python":

@@ -165,4 +165,5 @@ def test_register__refuses_what_is_no_part_or_a_taken_name(own_parts: Path) -> N
 
 def test_shipped_recipes__can_be_read_and_stacked_on_a_size() -> None:
     for name in shipped_recipes():
-        assert load_recipe([name]).training.steps >= 1
+        below = ["mae"] if name.startswith("volume") else []  # volumes have no texts, so such a size needs a method
+        assert load_recipe([*below, name]).training.steps >= 1
