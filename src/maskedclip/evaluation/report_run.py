@@ -96,7 +96,8 @@ def method_name(recipe: Recipe) -> str:
 def _structure(recipe: Recipe) -> tuple:
     chosen = recipe.objective
     losses = tuple(weight > 0 for weight in (chosen.clip_weight, chosen.mim_weight, chosen.mkd_weight))
-    return recipe.data.pool, recipe.reads_text and recipe.model.bridge, losses, recipe.training.first_stage
+    added = tuple(sorted(chosen.term_options)), chosen.masking
+    return recipe.data.pool, recipe.reads_text and recipe.model.bridge, losses, added, recipe.training.first_stage
 
 
 def _environment(run: RunDirectory) -> dict[str, Any]:
