@@ -103,7 +103,7 @@ def test_options__are_typed_and_their_faults_named(own_parts: Path) -> None:
         read(targt=1)
     with pytest.raises(UserError, match=r"objective.terms.size_of_features.target: .*float"):
         read(target="big")
-    with pytest.raises(UserError, match=r"weight -1.0 is negative"):
+    with pytest.raises(UserError, match=r"weight -1.0 is no number from 0 on"):
         read(weight=-1.0)
     with pytest.raises(UserError, match=r"ramp 2.0 is outside"):
         read(ramp=2.0)

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import math
 import pkgutil
 import re
 import sys
@@ -68,8 +69,8 @@ class TermOptions:
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
-        if self.weight < 0:
-            raise UserError(f"objective.terms: weight {self.weight} is negative; 0 leaves the loss out")
+        if not 0 <= self.weight < math.inf:
+            raise UserError(f"objective.terms: weight {self.weight} is no number from 0 on; 0 leaves the loss out")
         if not 0 <= self.ramp <= 1:
             raise UserError(f"objective.terms: ramp {self.ramp} is outside [0, 1]; 0.1 is a tenth of the steps")
 

@@ -63,6 +63,17 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _AllGather.apply(rows)  # type: ignore[return-value]
 
 
+def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
+    """A rank's sum over the mean count of all ranks: the mean of this over the ranks is the mean over all that counts.
+
+    Args:
+        total: sum over this rank's rows, ().
+        count: how many they are, (); all ranks may have 0, then so is the result.
+    """
+    counts = gather_rows(count.detach().float().reshape(1))
+    return total / counts.mean().clamp(min=1 / len(counts))
+
+
 def leave_ranks() -> None:
     """Part from the other ranks together; one that exits while another still works would abort."""
     if dist.is_available() and dist.is_initialized():

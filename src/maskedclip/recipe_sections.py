@@ -274,6 +274,10 @@ class ObjectiveRecipe:
         require(0 <= self.ema_decay < 1, f"objective.ema_decay: {self.ema_decay} is outside [0, 1); e.g. 0.999")
         require(min(self.prototype_temperatures) > 0, "objective.prototype_temperatures: both must be above 0")
         _ = self.chosen_masking
+        require(
+            self.masking == "random" or self.masks,
+            f"objective.masking: {self.masking}, but no loss masks; raise objective.mim_weight, or leave it random",
+        )
 
     @property
     def term_options(self) -> dict[str, Any]:

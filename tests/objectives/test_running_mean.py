@@ -44,6 +44,9 @@ def test_running_mean__in_parts_is_that_of_the_whole_and_a_skipped_step_leaves_i
     whole.after_step(torch.tensor(1.0))
     assert torch.equal(whole.total, before[0])
     assert torch.equal(whole.weight, before[1])
+    whole(features * torch.nan)
+    whole.after_step(torch.tensor(1.0))
+    assert torch.equal(whole.total, before[0]), "a step that was skipped for NaN leaves none behind"
     whole.eval()
     whole(features * 100)
     whole.train()

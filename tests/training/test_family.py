@@ -6,13 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from maskedclip.data.loader import StepDataset
+from maskedclip.data.sampler import make_pools
+from maskedclip.data.store import open_store
 from maskedclip.deployment.model import load
 from maskedclip.errors import UserError
+from maskedclip.models.attention_maps import summed_attention
+from maskedclip.models.maskedclip import build_model
+from maskedclip.objectives.base import Batch
+from maskedclip.objectives.pretraining import build_objective
 from maskedclip.recipe import load_recipe, shipped_recipes
 from maskedclip.training.pretrain import pretrain
-from tests.stores import TINY, make_store
+from tests.stores import SENTENCES, TINY, make_store
 
 SIZES = ("tiny", "vitb16", "vits14_dinov2", "volume_tiny", "volume_swin_unetr")
 SMALLER = {
@@ -112,3 +120,72 @@ def test_moving_average__asked_of_a_run_that_had_none_is_refused(store: Path, tm
     changed = load_recipe(["maskedclip", "tiny"], [*flags, "--objective.mkd_teacher=ema"])
     with pytest.raises(UserError, match=r"began with another recipe: objective.mkd_teacher .online -> ema"):
         pretrain(changed, store, tmp_path / "run", resume=True)
+
+
+def _in_parts(recipe: list[str], extra: list[str], store: Path, run: Path) -> dict[int, dict]:
+    """The losses of two steps, by the number of parts."""
+    found = {}
+    for parts in (1, 2):
+        flags = ["--data.batch_paired=8", "--training.precision=32-true", f"--training.micro_batches={parts}", *extra]
+        found[parts] = _train(recipe, flags, store, run / str(parts))[1]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "extra"),
+    [
+        ("ge2ae_style", ["--data.batch_unpaired=8"]),
+        ("intelligent_masking_style", ["--data.batch_unpaired=8"]),
+        ("siglip", []),
+        ("maskedclip", ["--objective.mkd_centre=true"]),
+    ],
+)
+def test_batch_in_parts__gives_the_losses_of_the_whole(
+    recipe: str, extra: list[str], store: Path, tmp_path: Path
+) -> None:
+    found = _in_parts([recipe], extra, store, tmp_path)
+    losses = {
+        name for name in found[1] if name in ("loss", "mim", "mkd", "clip", "siglip", "frequency_pixels", "q_agent")
+    }
+    assert len(losses) >= 2
+    for name in losses:
+        assert found[2][name] == pytest.approx(found[1][name], rel=2e-4), name
+
+
+def test_text_guided_masking__in_parts_is_refused(store: Path, tmp_path: Path) -> None:
+    flags = [*TINY, "--data.batch_paired=8", "--training.micro_batches=2", "--objective.masking=text_guided"]
+    with pytest.raises(
+        UserError, match=r"training.micro_batches: 2, but objective.masking text_guided needs the whole"
+    ):
+        pretrain(load_recipe(["maskedclip", "tiny"], flags), store, tmp_path / "run")
+
+
+def test_masking__without_a_masked_loss_is_refused() -> None:
+    with pytest.raises(UserError, match=r"objective.masking: ehm, but no loss masks"):
+        load_recipe(["clip", "tiny"], ["--objective.masking=ehm"])
+
+
+@pytest.mark.parametrize("terms", ["{mlm: {depth: 1}}", "{entity_mlm: {depth: 1}}"])
+def test_text_loss_alone__leaves_no_module_without_work(terms: str, store: Path) -> None:
+    flags = [*TINY, "--data.pool=paired_and_unpaired", f"--objective.terms={terms}"]
+    recipe = load_recipe(["mae", "tiny"], flags)
+    opened = open_store(store)
+    model, tokenizer = build_model(recipe, SENTENCES)
+    objective = build_objective(recipe, model)
+    batch = Batch.from_host(StepDataset(opened, make_pools(opened, recipe), recipe, tokenizer)[0])
+    objective(batch, 0.5)[0].backward()
+    assert not [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_attention_of_the_masking__is_the_models_own_beside_a_teacher(store: Path) -> None:
+    flags = [*TINY, "--objective.masking=ehm", "--objective.mkd_teacher=ema"]
+    recipe = load_recipe(["maskedclip", "tiny"], flags)
+    opened = open_store(store)
+    model, tokenizer = build_model(recipe, SENTENCES)
+    objective = build_objective(recipe, model)
+    with torch.no_grad():
+        next(iter(model.encoder.vit.blocks[0].attn.parameters())).mul_(3.0)
+    batch = Batch.from_host(StepDataset(opened, make_pools(opened, recipe), recipe, tokenizer)[0])
+    views = objective._views(batch, 0.9)
+    assert not torch.allclose(views.self_attention, views.teacher_attention)
+    assert torch.equal(views.self_attention, summed_attention(model.encoder, views.image))

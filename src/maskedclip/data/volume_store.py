@@ -41,6 +41,7 @@ from maskedclip.errors import UserError
 SHARD_BYTES = 256 << 20
 MAX_STORED_BYTES = 1 << 30
 _MOST_SIDE = 4096
+_MARK = ".curate-volumes"
 _OWN = {
     "sha256": pa.string(),
     "sides": pa.string(),
@@ -113,13 +114,17 @@ def curate_volumes(
         raise UserError(f"{out}: exists already; name another folder with --out, or delete it")
     items = list_items(source, time=time)
     partial = out.with_name(f"{out.name}.partial")
+    if partial.exists() and not (partial / _MARK).is_file() and any(partial.iterdir()):
+        raise UserError(f"{partial}: is in the way and no half-made store of volumes; move it, or choose another --out")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off: volumes are few, so it begins anew
     partial.mkdir(parents=True)
+    (partial / _MARK).touch()
     try:
         done = _write(items, partial, out, settings, progress)
         if not done.stored:
             _, name, reason = done.quarantine[0]
             raise UserError(f"{source}: no volume can be stored ({name} {reason})")
+        (partial / _MARK).unlink()
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -129,7 +134,7 @@ def curate_volumes(
 def _write(items: Sequence[Item], partial: Path, out: Path, settings: VolumeSettings, progress: bool) -> VolumeCuration:
     done = VolumeCuration(out=out)
     schema = _schema(items)
-    ids: list[str] = []
+    ids: dict[str, None] = {}
     checksums: dict[str, str] = {}
     waiting: list[dict[str, Any]] = []
     counts = {"paired": 0, "largest": 0}
@@ -158,7 +163,7 @@ def _write(items: Sequence[Item], partial: Path, out: Path, settings: VolumeSett
             if sum(len(kept["image"]["bytes"]) for kept in waiting) + len(row["image"]["bytes"]) > SHARD_BYTES:
                 flush()
             waiting.append(row)
-            ids.append(row["id"])
+            ids[row["id"]] = None
             patients.add(row["patient"])
             counts["paired"] += row.get("text") is not None
             counts["largest"] = max(counts["largest"], *map(int, row["sides"].split("x")))

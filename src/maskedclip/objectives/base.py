@@ -186,14 +186,18 @@ class Views:
 
     @cached_property
     def self_attention(self) -> Tensor:
-        """Attention between the patches of whole images, summed over layers, without gradient, (B, L, L).
-
-        Of the moving average where the recipe has one, else of the encoder in training.
-        """
+        """Attention between the patches of whole images, summed over layers, without gradient, (B, L, L)."""
         from maskedclip.models.attention_maps import summed_attention
 
-        encoder = self.model.encoder if self.teacher is None else self.teacher.encoder
-        return summed_attention(encoder, self.image)
+        return summed_attention(self.model.encoder, self.image)
+
+    @cached_property
+    def teacher_attention(self) -> Tensor:
+        """The same, of the moving average of the encoder."""
+        from maskedclip.models.attention_maps import summed_attention
+
+        assert self.teacher is not None
+        return summed_attention(self.teacher.encoder, self.image)
 
     @cached_property
     def text_response(self) -> Tensor:

@@ -100,6 +100,7 @@ class PretrainingObjective(nn.Module):
         self.weights, self.mask_ratio = weights, mask_ratio
         self.masker = masker
         self.decoded_share = decoded_share
+        self._owner: dict[str, str] = {}
         self.max_log_scale = math.log(max_logit_scale)
         self.teacher = teacher
 
@@ -175,6 +176,7 @@ class PretrainingObjective(nn.Module):
             for key, value in term_losses.items():
                 total = total + self.weights[name].at(progress) * value
                 losses[key] = value.detach()
+                self._owner[key] = name
             report |= {key: value.detach() for key, value in term_report.items()}
         if others and (feedback := getattr(self.masker, "feedback", None)) is not None and "mask" in vars(views):
             its_losses, its_report = feedback(views)
@@ -183,6 +185,10 @@ class PretrainingObjective(nn.Module):
                 losses[key] = value.detach()
             report |= {key: value.detach() for key, value in its_report.items()}
         return total, losses, report
+
+    def weight_of(self, loss: str, progress: float) -> float:
+        """The weight of a loss of the last step, by its name in the report; a masker's own loss counts as it is."""
+        return self.weights[self._owner[loss]].at(progress) if loss in self._owner else 1.0
 
     @torch.no_grad()
     def after_step(self, skipped: Tensor | None = None) -> None:
@@ -268,9 +274,11 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
             torch.manual_seed(_seed_of(recipe.seed, name))
             terms[name] = parts.find("terms", name).build(options, context)
             weights[name] = Weight(options.weight, options.ramp)
-            _check_parts(name, terms[name], recipe)
+            _check_parts(f"objective.terms.{name}", terms[name], recipe)
         torch.manual_seed(_seed_of(recipe.seed, "masking"))
         masker = parts.find("masking", chosen.masking).build(chosen.chosen_masking, context)
+        _check_parts(f"objective.masking {chosen.masking}", masker, recipe)
+    _freeze_idle(model, recipe)
     teacher = MovingAverageTeacher(model, chosen.ema_decay) if chosen.needs_teacher else None
     return PretrainingObjective(
         model,
@@ -291,9 +299,22 @@ def _seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")
 
 
-def _check_parts(name: str, term: nn.Module, recipe: Recipe) -> None:
-    if recipe.training.micro_batches > 1 and getattr(term, "whole_batch", False):
+def _check_parts(field: str, part: object, recipe: Recipe) -> None:
+    if recipe.training.micro_batches > 1 and getattr(part, "whole_batch", False):
         raise UserError(
-            f"training.micro_batches: {recipe.training.micro_batches}, but objective.terms.{name} needs the whole "
-            "batch at once; give 1"
+            f"training.micro_batches: {recipe.training.micro_batches}, but {field} needs the whole batch at once; "
+            "give 1"
         )
+
+
+def _freeze_idle(model: MaskedCLIP, recipe: Recipe) -> None:
+    """Without a loss in the shared space its projections have no work, which data-parallel training forbids."""
+    chosen = recipe.objective
+    if chosen.clip_weight > 0 or any(term.shares_space for term in chosen.term_options.values()):
+        return
+    if model.text_encoder is not None:
+        model.text_encoder.projection.requires_grad_(False)
+    if model.image_projection is not None:
+        model.image_projection.requires_grad_(False)
+    if model.logit_scale is not None:
+        model.logit_scale.requires_grad_(False)

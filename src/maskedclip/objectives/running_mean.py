@@ -1,7 +1,5 @@
 """The running mean of features over steps and ranks, to be taken away from targets that have much in common."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +35,9 @@ class RunningMean(nn.Module):
             return
         mean = torch.stack(self._seen).mean(dim=0)
         self._seen.clear()
-        kept: Any = 1.0 if skipped is None else 1.0 - skipped
-        self.total += kept * ((self.decay - 1) * self.total + mean)
-        self.weight += kept * ((self.decay - 1) * self.weight + 1)
+        total, weight = self.decay * self.total + mean, self.decay * self.weight + 1
+        if skipped is not None:  # chosen, not multiplied: 0 x NaN is NaN
+            total = torch.where(skipped > 0, self.total, total)
+            weight = torch.where(skipped > 0, self.weight, weight)
+        self.total.copy_(total)
+        self.weight.copy_(weight)

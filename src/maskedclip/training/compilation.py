@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from maskedclip.models.decoder import Decoder
 from maskedclip.objectives.pretraining import PretrainingObjective
 
 
@@ -14,7 +15,8 @@ def compile_modules(objective: PretrainingObjective) -> list[nn.Module]:
     modules: list[nn.Module] = [model.encoder, model.bridge]
     if model.text_encoder is not None:
         modules.append(model.text_encoder.bert)  # type: ignore[arg-type]
-    modules += [term.decoder for term in objective.terms.values() if hasattr(term, "decoder")]  # type: ignore[misc]
+    decoders = [getattr(term, "decoder", None) for term in objective.terms.values()]
+    modules += [decoder for decoder in decoders if isinstance(decoder, Decoder)]  # others meet texts of many lengths
     for module in modules:
         module.compile(dynamic=False if module is not getattr(model.text_encoder, "bert", None) else None)
     return modules

@@ -84,6 +84,8 @@ class Stepper:
             self._update(skipped)
         elif not bool(skipped):
             self._update(None)
+        else:
+            self.objective.after_step(skipped)  # parts forget what they saw in it
         self.wrapped.zero_grad(set_to_none=True)
         return Outcome(losses, report, norm, skipped)
 
@@ -125,9 +127,7 @@ class Stepper:
                 sums[name] = sums.get(name, 0.0) + value
                 told[name] = told.get(name, 0) + 1  # what spans the batch is told once, by the last part
         means = {name: value / told[name] for name, value in sums.items()}
-        weighted = [
-            self.objective.weights[name].at(progress) * value for name, value in means.items() if name in losses
-        ]
+        weighted = [self.objective.weight_of(name, progress) * value for name, value in means.items() if name in losses]
         losses = {name: means[name] for name in losses}
         return losses | {"loss": torch.stack(weighted).sum()}, {name: means[name] for name in report}
 

@@ -155,7 +155,7 @@ def test_forward__trains_encoder_and_text_encoder_and_loose_texts_need_no_image(
     batch = batch_of(objective, images, texts)
     losses, report = term(objective._views(batch, 1.0))
     losses["entity_mlm"].backward()
-    for module in (objective.model.encoder, objective.model.text_encoder, term.decoder):
+    for module in (objective.model.encoder, objective.model.text_encoder, term.text_decoder):
         assert any(p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters())  # type: ignore[union-attr]
     assert 0 < report["entity_share"] <= 1
 

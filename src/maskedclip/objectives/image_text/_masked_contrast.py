@@ -6,8 +6,7 @@ b rows on this rank, B on all ranks, E shared width.
 import torch
 from torch import Tensor
 
-from maskedclip.objectives.texts._next_token import mean_over_ranks
-from maskedclip.ranks import gather_rows, rank_and_world
+from maskedclip.ranks import gather_rows, mean_over_ranks, rank_and_world
 
 
 def masked_contrast(

@@ -19,6 +19,7 @@ from maskedclip.objectives._disease_prompts import DiseasePrompts, sentences
 from maskedclip.objectives.base import Losses, Report, Views
 from maskedclip.objectives.pretraining import BuildContext
 from maskedclip.parts import TermOptions
+from maskedclip.ranks import mean_over_ranks
 from maskedclip.recipe_sections import require
 
 
@@ -49,7 +50,7 @@ def prompt_loss(image: Tensor, prompts: Tensor, truth: Tensor, scale: Tensor) ->
     count = has.sum(dim=1)
     logits = scale.float() * image.float() @ prompts.float().T
     each = -(has * functional.log_softmax(logits, dim=1)).sum(dim=1) / count.clamp(min=1)
-    return each.sum() / (count > 0).sum().clamp(min=1)
+    return mean_over_ranks(each.sum(), (count > 0).sum())
 
 
 class DiseasePromptContrast(nn.Module):
@@ -67,7 +68,7 @@ class DiseasePromptContrast(nn.Module):
         model, paired = views.model, views.batch.num_paired
         if len(views.image) == paired:
             return {}, {}
-        pooled = model.pool(model.bridge(model.encoder(views.image[paired:])))
+        pooled = model.pool_clip(model.bridge(model.encoder(views.image[paired:])))
         hidden = self.prompts.hidden(model)
         truth = self.prompts.truth(views.batch)
         with torch.autocast(pooled.device.type, enabled=False), running_statistics(model):

@@ -17,8 +17,9 @@ from maskedclip.models.standardise import BatchStandardise
 from maskedclip.objectives.base import Losses, Report, Views
 from maskedclip.objectives.image_text._masked_contrast import masked_contrast
 from maskedclip.objectives.image_text._sequences import Sequences, lay_out
-from maskedclip.objectives.texts._next_token import LanguageHead, causal_tower, mean_over_ranks
+from maskedclip.objectives.texts._next_token import LanguageHead, causal_tower
 from maskedclip.parts import TermOptions
+from maskedclip.ranks import mean_over_ranks
 from maskedclip.recipe_sections import require
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Options(TermOptions):
     loose: bool = True
     """Predict the texts of data.texts too, with the same decoder and head, where the recipe names them."""
     reads_text: ClassVar[bool] = True
+    reads_loose: ClassVar[bool] = True
     shares_space: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

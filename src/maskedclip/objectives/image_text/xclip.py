@@ -153,9 +153,10 @@ class Xclip(nn.Module):
         """Let the running means follow, once a step and not in a skipped one."""
         if self._latest is None or self.options.running_mean == 0:
             return
-        kept = 1.0 - (1.0 - self.options.running_mean) * (1.0 if skipped is None else 1.0 - skipped)
+        share = self.options.running_mean
         for past, latest in zip((self.image_mean, self.text_mean), self._latest, strict=True):
-            past.copy_(kept * past + (1.0 - kept) * latest)
+            moved = share * past + (1.0 - share) * latest
+            past.copy_(moved if skipped is None else torch.where(skipped > 0, past, moved))  # 0 x NaN is NaN
         self._latest = None
 
 

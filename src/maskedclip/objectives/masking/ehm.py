@@ -79,7 +79,8 @@ class HierarchicalMasker:
             return self.score_of(None, context)
         if context.views is None:
             raise UserError("objective.masking: ehm reads the encoder's attention; it needs the views of a step")
-        return self.score_of(context.views.self_attention, context)
+        views = context.views
+        return self.score_of(views.teacher_attention if self.options.moving_average else views.self_attention, context)
 
     def score_of(self, attention: Tensor | None, context: MaskContext) -> Tensor:
         """Scores from attention between patches, (B, L, L) -> float64 (B, L); None leaves every patch alone."""

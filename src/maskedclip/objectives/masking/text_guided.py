@@ -59,6 +59,8 @@ def response_scores(response: Tensor, noise: Tensor | None = None) -> Tensor:
 class TextGuidedMasker(nn.Module):
     """Hides what the text is about."""
 
+    whole_batch = True  # a part of a batch does not know which text belongs to which image
+
     def __init__(self, options: Options, model: MaskedCLIP, labels: tuple[str, ...]) -> None:
         super().__init__()
         self.options = options

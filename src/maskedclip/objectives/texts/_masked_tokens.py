@@ -19,6 +19,7 @@ from maskedclip import randomness
 from maskedclip.errors import UserError
 from maskedclip.models.initialisation import initialise
 from maskedclip.models.text import SPECIAL_TOKENS, TextTokenizer
+from maskedclip.ranks import gather_rows
 
 # BERT, arXiv 1810.04805: of the chosen tokens 80 % become [MASK], 10 % another token, 10 % stay.  [paper]
 _MASKED, _REPLACED = 0.8, 0.1
@@ -51,8 +52,10 @@ def mask_token_id(tokenizer: TextTokenizer) -> int:
 
 def maskable(ids: Tensor, mask: Tensor, special: set[int]) -> Tensor:
     """True at real tokens that are not special: ids and mask int64 (U, T) -> bool (U, T)."""
-    unwanted = torch.tensor(sorted(special), dtype=ids.dtype, device=ids.device)
-    return (mask > 0) & ~torch.isin(ids, unwanted)
+    wanted = mask > 0
+    for place in special:  # few; a tensor made here would wait for the device
+        wanted = wanted & (ids != place)
+    return wanted
 
 
 def choose_share(candidates: Tensor, keys: Tensor, share: float) -> Tensor:
@@ -100,13 +103,13 @@ def loose_keys(ids: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
     Args:
         ids: int64 (N, T).
         mask: 1 at real tokens, (N, T).
-        keys: of the images at their step, int64 (B,).
+        keys: of this rank's images at their step, int64 (b,).
 
-    Returns: non-negative int64 (N,), whatever the order of texts and images, and however wide the padding.
+    Returns: non-negative int64 (N,), whatever the order of texts and images, the ranks, and the width of the padding.
     """
     place = 2 * torch.arange(ids.shape[1], device=ids.device) + 1
     words = ((ids + 1) * (mask > 0) * (place * _SPREAD)).sum(dim=1)  # int64 arithmetic wraps
-    return (words ^ keys.min()) & _POSITIVE
+    return (words ^ gather_rows(keys).min()) & _POSITIVE
 
 
 def chosen_places(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:

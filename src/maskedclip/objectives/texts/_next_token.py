@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.text import TextEncoder
-from maskedclip.ranks import gather_rows
 
 _BLOCK_ELEMENTS = 2**24
 """Logits held at a time: 64 MB in float32."""
@@ -54,17 +53,6 @@ class LanguageHead(nn.Module):
         with torch.autocast(states.device.type, enabled=False):
             each = functional.cross_entropy(logits.float().flatten(0, 1), following.flatten(), reduction="none")
             return (each * weight.flatten()).sum()
-
-
-def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
-    """A rank's sum over the mean count of all ranks: the mean of this over the ranks is the mean over all that counts.
-
-    Args:
-        total: sum over this rank's rows, ().
-        count: how many they are, (); all ranks may have 0, then so is the result.
-    """
-    counts = gather_rows(count.detach().float().reshape(1))
-    return total / counts.mean().clamp(min=1 / len(counts))
 
 
 def causal_tower(model: MaskedCLIP, name: str) -> TextEncoder:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from maskedclip.objectives.base import Losses, Report, Views
-from maskedclip.objectives.texts._next_token import LanguageHead, causal_tower, mean_over_ranks
+from maskedclip.objectives.texts._next_token import LanguageHead, causal_tower
 from maskedclip.parts import TermOptions
+from maskedclip.ranks import mean_over_ranks
 from maskedclip.recipe_sections import require
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ from maskedclip.objectives.texts._masked_tokens import (
     token_losses,
 )
 from maskedclip.parts import TermOptions
+from maskedclip.ranks import mean_over_ranks
 from maskedclip.recipe_sections import require
 
 _SPANS, _FILL = 0x1F3A, 0x2C71  # each use of a text's key takes its own numbers
@@ -115,7 +116,7 @@ class EntityMLM(nn.Module):
         super().__init__()
         assert model.tokenizer is not None
         assert model.text_encoder is not None
-        self.entities, self.decoder, self.options = entities, decoder, options
+        self.entities, self.text_decoder, self.options = entities, decoder, options
         self.special, self.mask_id = special_ids(model.tokenizer), mask_token_id(model.tokenizer)
         self.vocabulary: int = model.text_encoder.config["vocab_size"]
 
@@ -147,7 +148,7 @@ class EntityMLM(nn.Module):
             "entity_share": in_entity.sum() / masked.sum().clamp(min=1),
             "entity_accuracy": right.sum() / count,
         }
-        return {"entity_mlm": losses.sum() / count}, report
+        return {"entity_mlm": mean_over_ranks(losses.sum(), (masked > 0).sum())}, report
 
     def _predict(
         self, model: MaskedCLIP, ids: Tensor, mask: Tensor, keys: Tensor, image: Tensor | None
@@ -159,7 +160,7 @@ class EntityMLM(nn.Module):
         hidden = model.text_encoder.hidden(corrupted, mask)
         tokens = ids.shape[1]
         places, real = chosen_places(chosen, min(tokens, max(64, tokens // 2)))
-        logits = self.decoder(hidden, mask, places, image)
+        logits = self.text_decoder(hidden, mask, places, image)
         target = ids.gather(1, places)
         right = ((logits.detach().argmax(dim=-1) == target) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
         return token_losses(logits, target, real), chosen.sum(dim=1), (chosen & (spans >= 0)).sum(dim=1), right

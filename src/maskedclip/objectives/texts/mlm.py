@@ -31,6 +31,7 @@ from maskedclip.objectives.texts._masked_tokens import (
     token_losses,
 )
 from maskedclip.parts import TermOptions
+from maskedclip.ranks import mean_over_ranks
 from maskedclip.recipe_sections import require
 
 
@@ -109,7 +110,7 @@ class MaskedLanguageModelling(nn.Module):
         logits = self.text_decoder(hidden, mask, places)  # (U, M, vocabulary)
         target = ids.gather(1, places)
         each = token_losses(logits, target, real)
-        loss = each.sum() / real.any(dim=1).sum().clamp(min=1)
+        loss = mean_over_ranks(each.sum(), real.any(dim=1).sum())
         return {"mlm": loss}, {"mlm_accuracy": token_accuracy(logits, target, real)}
 
 
