@@ -167,3 +167,15 @@ def test_shipped_recipes__can_be_read_and_stacked_on_a_size() -> None:
     for name in shipped_recipes():
         below = ["mae"] if name.startswith("volume") else []  # volumes have no texts, so such a size needs a method
         assert load_recipe([*below, name]).training.steps >= 1
+
+
+def test_stacked_recipes__add_their_losses_up(tmp_path: Path) -> None:
+    more = "objective: {terms: {xclip: {weight: 0.5}, mlm: {weight: 0}, codeword: {codewords: 9}}}"
+    (tmp_path / "more.yaml").write_text(more)
+    objective = load_recipe(["maskclip_style", "tiny", str(tmp_path / "more.yaml")]).objective
+    assert list(objective.term_options) == ["codeword", "xclip"]
+    assert objective.term_options["codeword"].codewords == 9
+    assert objective.term_options["codeword"].weight == 0.05
+    given = load_recipe(["maskclip_style", "tiny"], ["--objective.terms={siglip: {}}"]).objective
+    assert list(given.term_options) == ["codeword", "mlm", "siglip"]
+    assert given.summary() == "clip 1, codeword 0.05, mlm 0.05, siglip 1; 75% hidden, masking random"

@@ -249,7 +249,7 @@ def _overview() -> str:
     )
 
 
-_READ_RUNS = ("evaluate", "report")
+_READ_RUNS = ("evaluate", "probe")
 """Verbs that build the objective of a finished run, to draw what it predicts."""
 
 

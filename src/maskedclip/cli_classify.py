@@ -214,7 +214,7 @@ def _probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _probe(args: argparse.Namespace) -> None:
     from maskedclip.cli_evaluate import fine_tune_settings
-    from maskedclip.data.store import open_store
+    from maskedclip.data.store import open_store, refuse_volumes
     from maskedclip.deployment.heads_fit import fit_head
     from maskedclip.deployment.heads_saving import refuse_existing
 
@@ -225,6 +225,8 @@ def _probe(args: argparse.Namespace) -> None:
     if args.output != "encoder" and args.method != "linear":
         raise UserError("--output: belongs to --method linear; fine-tuning trains the encoder")
     store = open_store([store for group in args.data for store in group])
+    if args.method in ("finetune", "lora"):
+        refuse_volumes(store, f"probe --method {args.method}")
     if args.method == "privileged_text":
         from maskedclip.deployment.heads_privileged import read_privileged_head
 

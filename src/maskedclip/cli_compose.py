@@ -43,7 +43,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _compose(args: argparse.Namespace) -> None:
     from maskedclip.console import say
-    from maskedclip.data.store import open_store
+    from maskedclip.data.store import open_store, refuse_volumes
     from maskedclip.deployment.composed_finetune import FinetuneSettings
     from maskedclip.deployment.composed_report import table
     from maskedclip.deployment.composed_run import as_table, learn, tune
@@ -61,6 +61,7 @@ def _compose(args: argparse.Namespace) -> None:
         raise UserError(f"--finetune {args.finetune}: give 0 (encoders stay as they are) or a number of steps")
     settings = Settings(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
     store = open_store(args.data)
+    refuse_volumes(store, "compose")
     if args.triplets is not None:
         triplets = read_triplets(args.triplets, store)
     else:

@@ -63,7 +63,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     from maskedclip.evaluation.leakage import seen_in_pretraining
     from maskedclip.evaluation.report import write_report
     from maskedclip.evaluation.summary import summary_lines
+    from maskedclip.training.rundir import RunDirectory
 
+    if (Path(args.run) / "recipe.yaml").is_file():  # a part of one's own is asked for now, not after hours
+        RunDirectory(Path(args.run)).read_recipe()
     store, task = _store(args)
     wanted = args.protocols.split(",") if args.protocols else (task.protocols if task is not None else DEFAULT)
     if store.kind == "volumes":

@@ -1,6 +1,7 @@
 """The verb that retrieves texts for images that have none."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskedclip.cli_verb import Verb, path, say_next
@@ -50,13 +51,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pair(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from maskedclip.objectives.pairing import Pairing
 
     if args.out.suffix != ".parquet":
         raise UserError(f"--out {args.out}: name it .parquet")
     drawn = args.page or args.out.with_suffix(".html")
+    if drawn.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--page {drawn}: name it .html")
     for option, file in (("--out", args.out), ("--page", drawn)):
         if file.exists():
             raise UserError(f"{option} {file}: exists; choose another file")
@@ -65,12 +66,13 @@ def _pair(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
-    from maskedclip.data.store import open_store
+    from maskedclip.data.store import open_store, refuse_volumes
     from maskedclip.deployment.external import open_model
     from maskedclip.deployment.pair import choose_images, distinct_texts, read_texts, retrieve, write_pairs
     from maskedclip.deployment.pair_page import write_page
 
     store = open_store([store for group in args.data for store in group])
+    refuse_volumes(store, "pair")
     prepared = {"crop": store.crop["crop"], "stored_size": store.crop["size"]}
     model = open_model(str(Path(args.run).expanduser()), device=args.device, **prepared)
     if not model.has_text:
@@ -85,15 +87,29 @@ def _pair(args: argparse.Namespace) -> None:
         if not texts:
             raise UserError("--texts: the store's training images have no text to retrieve; give a table of texts")
     found = retrieve(model, store, images, texts, pairing)
-    write_pairs(found, args.out)
     told = f"{args.images} images of split {args.split} ({images.told}); texts of {source}"
-    write_page(found, drawn, told)
+    write_page(found, drawn, told)  # first: without the pairs the same command can be given again
+    write_pairs(found, args.out)
     say_next(
         f"{told}: {len(found.paired):,} of {len(found.rows):,} images have a text",
         *_report(found),
         f"{args.out}: {(found.found.index >= 0).sum():,} pairs; pictures of the best, median and worst: {drawn}",
-        f"next: look at {drawn}, then maskedclip pretrain --config clipit_style --data.pairs {args.out} ...",
+        f"next: look at {drawn}, then maskedclip pretrain --config clipit_style --data.pairs {args.out}"
+        f"{_same_share(Path(args.run).expanduser())} --data {args.data[0][0]} --out RUN",
     )
+
+
+def _same_share(run: Path) -> str:
+    """Flags that leave the same images without text as the run did."""
+    from maskedclip.training.rundir import RunDirectory
+
+    directory = RunDirectory(run)
+    if not directory.recipe_file.is_file():
+        return ""
+    recipe = directory.read_recipe()
+    if recipe.data.text_fraction == 1:
+        return ""
+    return f" --data.text_fraction {recipe.data.text_fraction:g} --seed {recipe.seed}"
 
 
 def _report(found: "Retrieved") -> list[str]:
@@ -116,6 +132,8 @@ def _report(found: "Retrieved") -> list[str]:
     if found.compared:
         wrong = len(found.contradictions)
         lines.append(f"labels contradict the text of {wrong:,} of {found.compared:,} images that can be compared")
+        if 2 * wrong > found.compared:
+            lines.append("warning: most of these texts are wrong by the labels: do not train on them as they are")
     lines.append("likeliest mistakes:")
     for place in found.mistakes()[:_LISTED].tolist():
         wrong = found.contradictions.get(place, ())

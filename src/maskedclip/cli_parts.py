@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import textwrap
 from typing import Any, get_args
 
 from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.errors import UserError
 
 _TITLES = {"masking": "maskings (objective.masking: NAME)", "terms": "losses (objective.terms: {NAME: {weight: 1.0}})"}
 
@@ -39,17 +41,18 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _parts(args: argparse.Namespace) -> None:
     from maskedclip import parts
-    from maskedclip.errors import UserError
 
-    register_parts(args)
     slots: tuple[parts.Slot, ...] = get_args(parts.Slot)
     found = {slot: {name: _described(slot, name) for name in parts.known(slot)} for slot in slots}
     if args.name is not None:
         found = {slot: {args.name: names[args.name]} for slot, names in found.items() if args.name in names}
         if not any(found.values()):
-            raise UserError(f"{args.name}: no such part; `maskedclip parts` lists them")
+            names = [name for slot in slots for name in parts.known(slot)]
+            near = difflib.get_close_matches(args.name, names, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{args.name}: no such part; {meant}`maskedclip parts` lists them, --part adds yours")
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found, indent=1, default=str))
         return
     for slot, names in found.items():
         if names:
@@ -58,7 +61,7 @@ def _parts(args: argparse.Namespace) -> None:
             print(f"  {name:<20} {told['about']}")
             for option, value in told["options"].items():
                 if args.name is not None or option not in ("weight", "ramp"):
-                    print(f"      {option}: {json.dumps(value)}")
+                    print(f"      {option}: {json.dumps(value, default=str)}")
     say_next(
         "next: maskedclip pretrain --config maskedclip --config tiny --objective.masking NAME --data STORE --out RUN"
     )
@@ -67,7 +70,10 @@ def _parts(args: argparse.Namespace) -> None:
 def _described(slot: Any, name: str) -> dict[str, Any]:
     from maskedclip import parts
 
-    module = parts.find(slot, name)
+    try:
+        module = parts.find(slot, name)
+    except UserError as error:  # of a package that is broken: the others are still told
+        return {"about": str(error), "options": {}}
     first = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
     values = {entry.name: _default(entry) for entry in dataclasses.fields(module.Options)}
     return {"about": textwrap.shorten(first, 110, placeholder=" ..."), "options": values}

@@ -55,7 +55,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--tiles", default="1", metavar="N", help="read N x N overlapping parts; 1,2 averages two scales; default 1"
     )
     parser.add_argument("--masks", action="store_true", help="write masks as PNG and outline them")
-    parser.add_argument("--threshold", type=float, default=None, metavar="X", help="of masks; default: Otsu's")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=None,
+        metavar="X",
+        help="of masks; default: Otsu's, with proposals what normal gets",
+    )
     parser.add_argument(
         "--maps", choices=["none", "png", "npy"], default="none", help="raw maps for programs: 16-bit PNG, or NumPy"
     )
@@ -144,7 +150,7 @@ def _prompts_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> None:
-    from maskedclip.data.store import open_store
+    from maskedclip.data.store import open_store, refuse_volumes
     from maskedclip.deployment.heads_saving import refuse_existing
     from maskedclip.deployment.learned_prompts import save_prompts
     from maskedclip.deployment.learned_prompts_fit import PromptSettings, mask_crops, train_prompts
@@ -156,6 +162,7 @@ def _prompts(args: argparse.Namespace) -> None:
     )
     refuse_existing(args.out, "--out")
     store = open_store(args.data)
+    refuse_volumes(store, "prompts")
     model = load(args.run, device=args.device)
     crops, truth = mask_crops(model, store, store.rows("train"), labels, settings)
     prompts, record = train_prompts(model, crops, truth, labels, settings)

@@ -109,6 +109,8 @@ def _curate(args: argparse.Namespace) -> None:
     rejected = [f"quarantined: {name} {reason}" for _, name, reason in done.quarantine]
     for lines in (done.notes, rejected):
         say_next(*lines[:SHOWN], *([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
+    if done.splits.keys() <= {""}:
+        say_next("all volumes count as training: `evaluate` needs rows with split val and test in the source's table")
     kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(done.modalities.items()))
     reasons = f"; every reason is in {args.out}/quarantine.csv" if rejected else ""
     say_next(

@@ -139,7 +139,14 @@ def find(slot: Slot, name: str) -> ModuleType:
         return importlib.import_module(_shipped(slot)[name])
     for entry in _announced(slot):
         if entry.name == name:
-            return _checked(entry.load(), slot, name)
+            try:
+                loaded = entry.load()
+            except Exception as error:
+                raise UserError(
+                    f"objective.{slot}: {name}: the package that offers it cannot be imported "
+                    f"({type(error).__name__}: {error}); mend or remove it"
+                ) from None
+            return _checked(loaded, slot, name)
     near = difflib.get_close_matches(name, known(slot), 1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"objective.{slot}: {name}: no such part; {meant}known: {', '.join(known(slot))}")

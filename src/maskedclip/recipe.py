@@ -106,7 +106,12 @@ def recipe_path(name: str) -> Path:
         require(Path(name).is_file(), f"--config {name}: no such file; shipped recipes: {', '.join(shipped_recipes())}")
         return Path(name)
     path = SHIPPED / f"{name}.yaml"
-    require(path.is_file(), f"--config {name}: no such recipe; shipped: {', '.join(shipped_recipes())}, or give a file")
+    near = difflib.get_close_matches(name, shipped_recipes(), 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    require(
+        path.is_file(),
+        f"--config {name}: no such recipe; {meant}shipped: {', '.join(shipped_recipes())}, or give a file",
+    )
     return path
 
 
@@ -132,7 +137,30 @@ def load_recipe(configs: Sequence[str] = (), overrides: Sequence[str] = ()) -> R
         _parse([f"--config={path}"], f"--config {path.name}: ")
     values = _parse([*(f"--config={path}" for path in paths), *overrides]).as_dict()
     values.pop("config", None)
+    values["objective"]["terms"] = _merged_terms(paths, values["objective"]["terms"])
     return recipe_from_dict(values)
+
+
+def _merged_terms(paths: Sequence[Path], last: Mapping[str, Any]) -> dict[str, Any]:
+    """The further losses of all stacked recipes: a later one adds some and changes options, weight 0 takes one out."""
+    merged: dict[str, Any] = {}
+    for terms in (*(_terms_of(path) for path in paths), last):
+        for name, options in terms.items():
+            before: Any = merged.get(name)
+            if isinstance(before, dict) and isinstance(options, Mapping):
+                merged[name] = before | dict(options)
+            else:
+                merged[name] = options
+    return merged
+
+
+def _terms_of(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    values = yaml.safe_load(path.read_text())
+    objective = values.get("objective") if isinstance(values, dict) else None
+    terms = objective.get("terms") if isinstance(objective, dict) else None
+    return terms if isinstance(terms, dict) else {}
 
 
 def _parse(arguments: Sequence[str], where: str = "") -> Any:

@@ -285,6 +285,13 @@ class ObjectiveRecipe:
         found = {name: parts.read_options("terms", name, values) for name, values in self.terms.items()}
         return {name: options for name, options in found.items() if options.weight > 0}
 
+    def summary(self) -> str:
+        """The losses with their weights, and the masking, for a person."""
+        weights = {"clip": self.clip_weight, "mim": self.mim_weight, "mkd": self.mkd_weight}
+        weights |= {name: options.weight for name, options in self.term_options.items()}
+        listed = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight > 0)
+        return listed + (f"; {self.mask_ratio:.0%} hidden, masking {self.masking}" if self.masks else "")
+
     @property
     def chosen_masking(self) -> Any:
         """Typed options of the masking."""

@@ -94,5 +94,6 @@ def test_family__names_recipes_that_exist_and_methods_that_can_be_combined() -> 
     recipes = {method: study.recipe(method, size, share, seed, 10) for method, size, share, seed in study.combinations}
     assert recipes["maskedclip_ehm_xclip"].objective.masking == "ehm"
     assert list(recipes["maskedclip_ehm_xclip"].objective.terms) == ["xclip"]
-    assert recipes["dae"].objective.terms == {"disrupted": {"contrast_weight": 0.0}}
+    assert recipes["dae"].objective.term_options["disrupted"].contrast_weight == 0
+    assert recipes["dae"].objective.terms["disrupted"]["noise_variance"] == 0.1
     assert {recipe.data.size for recipe in recipes.values()} == {112}

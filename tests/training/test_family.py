@@ -184,7 +184,7 @@ def test_attention_of_the_masking__is_the_models_own_beside_a_teacher(store: Pat
     model, tokenizer = build_model(recipe, SENTENCES)
     objective = build_objective(recipe, model)
     with torch.no_grad():
-        next(iter(model.encoder.vit.blocks[0].attn.parameters())).mul_(3.0)
+        dict(model.encoder.named_parameters())["vit.blocks.0.attn.qkv.weight"].mul_(3.0)
     batch = Batch.from_host(StepDataset(opened, make_pools(opened, recipe), recipe, tokenizer)[0])
     views = objective._views(batch, 0.9)
     assert not torch.allclose(views.self_attention, views.teacher_attention)

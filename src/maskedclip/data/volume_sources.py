@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,10 @@ def _medmnist(source: Path) -> list[Item]:
                 f"{source}: {split}_images is {images.dtype} {images.shape}, not uint8 (n, X, Y, Z); pictures go "
                 "through `maskedclip manifest medmnist`"
             )
+        if labels is not None and (labels.ndim < 1 or labels.dtype.kind not in "iub"):
+            raise UserError(
+                f"{source}: {split}_labels is {labels.dtype} {labels.shape}; give whole numbers, (n,) or (n, labels)"
+            )
         if labels is not None and len(labels) != len(images):
             raise UserError(f"{source}: {split} has {len(images)} volumes and {len(labels)} labels; download it again")
         for place, voxels in enumerate(images):
@@ -119,7 +124,7 @@ def _read_arrays(source: Path) -> dict[str, np.ndarray]:
         with np.load(source, allow_pickle=False) as stored:
             wanted = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
             return {name: stored[name] for name in wanted if name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{source}: no .npz file that can be read ({error}); download it again") from None
 
 

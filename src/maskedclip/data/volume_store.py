@@ -89,6 +89,7 @@ class VolumeCuration:
     quarantine: list[tuple[int, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     modalities: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
 
 
@@ -139,7 +140,7 @@ def _write(items: Sequence[Item], partial: Path, out: Path, settings: VolumeSett
     waiting: list[dict[str, Any]] = []
     counts = {"paired": 0, "largest": 0}
     patients: set[str] = set()
-    splits: dict[str, int] = {}
+    splits = done.splits
 
     def flush() -> None:
         if waiting:

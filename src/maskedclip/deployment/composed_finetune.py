@@ -69,7 +69,10 @@ def finetune_encoders(
     if len(triplets) < 2:
         raise UserError(f"{len(triplets)} triplets are too few to tune encoders on: at least 2, better some hundreds")
     module = copy.deepcopy(model.module).eval().requires_grad_(True)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.lr, eps=1e-7, weight_decay=settings.weight_decay)
+    if isinstance(module.encoder.vit.pos_embed, torch.nn.Parameter):
+        module.encoder.vit.pos_embed.requires_grad_(False)  # fixed ones must stay, and learnt ones are no concern here
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, eps=1e-7, weight_decay=settings.weight_decay)
     random = torch.Generator().manual_seed(settings.seed)
     batch = min(settings.batch, len(triplets))
     order = torch.zeros(0, dtype=torch.int64)
@@ -104,7 +107,7 @@ def finetune_encoders(
 def _image_features(module: MaskedCLIP, image: Tensor) -> Tensor:
     """Projected, un-normalised, (m, d)."""
     assert module.image_projection is not None
-    pooled = module.pool(module.bridge(module.encoder(image)))
+    pooled = module.pool_clip(module.bridge(module.encoder(image)))
     return module.image_projection(module.standardise(pooled)).float()
 
 

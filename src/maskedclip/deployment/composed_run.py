@@ -21,6 +21,7 @@ from maskedclip.deployment.composed_training import Features, Settings, train_co
 from maskedclip.deployment.composed_triplets import Triplets, write_triplets
 from maskedclip.deployment.model import Model, load
 from maskedclip.errors import UserError
+from maskedclip.evaluation.evaluate import check_patients
 from maskedclip.evaluation.feature_cache import CachedFeatures
 from maskedclip.models.saving import save_model
 
@@ -68,6 +69,7 @@ def learn(
         UserError: a model without texts, or too few triplets among the training rows.
     """
     settings = settings or Settings()
+    check_patients(store)
     parts = by_split(store, triplets)
     if combiner and len(parts["train"]) < 2:
         raise UserError(

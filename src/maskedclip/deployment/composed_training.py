@@ -84,16 +84,13 @@ def train_combiner(
     settings = settings or Settings()
     if len(train) < 2:
         raise UserError(f"{len(train)} triplets for training are too few: at least 2, better some hundreds")
-    image, text, target = features.of(train)
-    batch = min(settings.batch, len(train))
+    batch, width = min(settings.batch, len(train)), features.images.shape[1]
     losses: list[float] = []
     judged: list[tuple[int, float]] = []
     best: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(settings.seed)
-        head = Combiner(
-            image.shape[1], projection=settings.projection, hidden=settings.hidden, dropout=settings.dropout
-        )
+        head = Combiner(width, projection=settings.projection, hidden=settings.hidden, dropout=settings.dropout)
         optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr)
         order = torch.zeros(0, dtype=torch.int64)
         for step in range(settings.steps):
@@ -103,7 +100,8 @@ def train_combiner(
             chosen, order = order[:batch], order[batch:]
             some = train.on(chosen.numpy())
             right = torch.from_numpy(some.right(some.target))
-            loss = contrastive_loss(head(image[chosen], text[chosen]), target[chosen], right)
+            image, text, target = features.of(some)
+            loss = contrastive_loss(head(image, text), target, right)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -179,5 +177,5 @@ def reference_first(head: RetrievalHead | str, features: Features, triplets: Tri
         query = head.eval().compose(image, text)
     else:
         query = torch.nn.functional.normalize({"image": image, "text": text}[head], dim=-1)
-    nearest = rows[(query @ targets.T).argmax(dim=1).numpy()]
+    nearest = rows[torch.cat([(part @ targets.T).argmax(dim=1) for part in query.split(_QUERIES)]).numpy()]
     return float((nearest == triplets.reference).mean())

@@ -61,17 +61,18 @@ def text_with_vectors(model: Model, vectors: Tensor, labels: Sequence[str]) -> T
     positions = getattr(bert.config, "max_position_embeddings", None)
     if positions is not None and longest + len(vectors) > positions:
         raise UserError(
-            f"--vectors: {len(vectors)} vectors and {longest} tokens of a label are more than the text encoder's "
-            f"{positions} positions; give {max(0, positions - longest)} or less"
+            f"{len(vectors)} vectors and {longest} tokens of a label are more than the text encoder's {positions} "
+            f"positions; give --vectors {max(0, positions - longest)} or less, or shorter labels"
         )
+    if encoder.causal:
+        ids = ids.scatter(1, mask.sum(dim=1, keepdim=True) - 1, encoder.soi)  # where `hidden` puts it
     words = bert.get_input_embeddings()(ids)
     rows = vectors.to(words.dtype)[None].expand(len(labels), -1, -1)
     joined = torch.cat([words[:, :1], rows, words[:, 1:]], dim=1)
     real = torch.cat([mask[:, :1], mask.new_ones((len(labels), len(vectors))), mask[:, 1:]], dim=1)
     with evaluation_kernels(model.module):
         hidden = bert(inputs_embeds=joined, attention_mask=encoder._attention_mask(real)).last_hidden_state
-    weight = real[:, :, None].to(hidden.dtype)
-    return encoder.project((hidden * weight).sum(dim=1) / weight.sum(dim=1))
+    return encoder.project(encoder.pool_hidden(hidden, real))
 
 
 def crop_loss(model: Model, vectors: Tensor, embeddings: Tensor, truth: Tensor, labels: Sequence[str]) -> Tensor:

@@ -97,16 +97,22 @@ def magnified(maps: NDArray[np.float32], height: int, width: int) -> NDArray[np.
 
 
 def _contributions(model: Model, images: Tensor, targets: Sequence[Target]) -> NDArray[np.float32]:
-    encoder = model.module.encoder
+    encoder, attention = model.module.encoder, model.module.attention
     projected = None
     if any(target.output == "projected" for target in targets):
         projected = projected_patches(model, images)[1]
-    spaces = model.patch_features(images) if any(target.output != "projected" for target in targets) else {}
+    pools = attention is not None and any(target.output != "encoder" for target in targets)
+    spaces = model.patch_features(images) if pools or any(target.output != "projected" for target in targets) else {}
+    weights = attention.weights(torch.from_numpy(spaces["bridge"])) if pools and attention is not None else None
     maps = []
     for target in targets:
         tokens = projected if target.output == "projected" else torch.from_numpy(spaces[target.output])
         assert tokens is not None
-        direction, divisor = target.linear(tokens.mean(dim=1))
-        shares = tokens @ direction / divisor[:, None] / tokens.shape[1]
+        if weights is None or target.output == "encoder":
+            direction, divisor = target.linear(tokens.mean(dim=1))
+            shares = tokens @ direction / divisor[:, None] / tokens.shape[1]
+        else:  # each patch counts as much as attention pooling lets it
+            direction, divisor = target.linear((weights[:, :, None] * tokens).sum(dim=1))
+            shares = weights * (tokens @ direction) / divisor[:, None]
         maps.append(shares.cpu().unflatten(1, encoder.grid))
     return torch.stack(maps, dim=1).numpy()

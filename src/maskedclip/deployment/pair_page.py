@@ -94,6 +94,8 @@ def _summary(found: Retrieved, told: str) -> str:
         warning = paragraph("Nearly all images got one text: the encoder tells them not apart. Do not train on these.")
     elif report.has_hub:
         warning = paragraph("One text was given to half of the images or more: a hub, or a truly frequent text.")
+    if found.compared and 2 * len(found.contradictions) > found.compared:
+        warning += paragraph("Most of these texts are wrong by the labels. Do not train on them as they are.")
     return warning + facts("Pairs", entries)
 
 

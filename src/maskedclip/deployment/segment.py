@@ -82,6 +82,7 @@ class Found:
     exclusive: bool = False
     background: NDArray[np.float32] | None = None
     _seen: dict[tuple[int, int] | None, NDArray[np.bool_]] = field(default_factory=dict)
+    _winners: dict[tuple[int, int] | None, NDArray[np.int16]] = field(default_factory=dict)
 
     def inside(self, place: int) -> NDArray[np.float32]:
         """Values of a map on the visible part, (n,)."""
@@ -98,13 +99,7 @@ class Found:
         """Where a label lies, bool (H, W), or at `size`."""
         seen = self.visible_on_photograph(size)
         if self.exclusive:
-            maps = np.stack([to_photograph(values, self.transform, size, outside=-np.inf) for values in self.maps])
-            floor = (
-                self.thresholds[place]
-                if self.background is None
-                else to_photograph(self.background, self.transform, size, outside=np.inf)
-            )
-            return (maps.argmax(axis=0) == place) & (maps[place] > floor) & seen
+            return (self._winner(size) == place) & seen
         if self.regions is None:
             return (np.nan_to_num(self.map_on_photograph(place, size), nan=-np.inf) > self.thresholds[place]) & seen
         mask = np.zeros(seen.shape, dtype=bool)
@@ -112,6 +107,22 @@ class Found:
             if region.label == self.labels[place]:
                 mask |= self.region_on_photograph(region, size)
         return mask
+
+    def _winner(self, size: tuple[int, int] | None) -> NDArray[np.int16]:
+        """The label whose value is the highest and above the floor, int16 (H, W), or at `size`; -1: none."""
+        if size not in self._winners:
+            best = (
+                np.full(self.visible_on_photograph(size).shape, self.thresholds[0], np.float32)
+                if self.background is None
+                else to_photograph(self.background, self.transform, size, outside=np.inf)
+            )
+            winner = np.full(best.shape, -1, np.int16)
+            for place, values in enumerate(self.maps):
+                grown = to_photograph(values, self.transform, size, outside=-np.inf)
+                higher = grown > best
+                best, winner = np.where(higher, grown, best), np.where(higher, np.int16(place), winner)
+            self._winners[size] = winner
+        return self._winners[size]
 
     def region_on_photograph(self, region: Region, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
         """A region, bool (H, W), or at `size`."""

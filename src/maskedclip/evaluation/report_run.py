@@ -153,12 +153,14 @@ def _data(subject: Subject, recorded: Mapping[str, Any]) -> list[tuple[str, str]
 def _method(recipe: Recipe) -> list[tuple[str, str]]:
     data, model, objective = recipe.data, recipe.model, recipe.objective
     weights = {"L_clip": objective.clip_weight, "L_mim": objective.mim_weight, "L_mkd": objective.mkd_weight}
+    weights |= {name: options.weight for name, options in objective.term_options.items()}
     total = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items() if weight > 0)
     paired, unpaired = recipe.batch_sizes
     options = ", ".join(f"{name} {value}" for name, value in model.image_encoder_options.items())
     entries = [
         ("method", method_name(recipe)),
         ("loss", total),
+        *([("masking", f"{objective.masking}, {objective.mask_ratio:.0%} hidden")] if objective.masks else []),
         ("images a step", f"{paired} paired + {unpaired} unpaired, {data.size} px"),
         ("image encoder f", model.image_encoder + (f" ({options})" if options else "")),
         ("its first weights", "fresh" if model.image_weights is None else Path(model.image_weights).name),
@@ -326,9 +328,24 @@ _CHARTS = (
 )
 
 
+_NOT_DRAWN = {"step", "kind", "time", "bad_steps", "substituted", "peak_memory_bytes", "logit_scale", "target_spread"}
+_MOST_OF_PARTS = 16
+
+
+def _charts_of_parts(metrics: Metrics) -> list[_Chart]:
+    """A chart for each loss and figure of the recipe's own parts."""
+    known = {key for chart in _CHARTS for key in chart.series} | _NOT_DRAWN
+    names = dict.fromkeys(key for line in metrics if line.get("kind") == "train" for key in line)
+    return [
+        _Chart(title=name, kind="train", series={name: name}, reading="Of a part of this recipe, as logged.")
+        for name in names
+        if name not in known
+    ][:_MOST_OF_PARTS]
+
+
 def _charts(recipe: Recipe, metrics: Metrics) -> list[str]:
     drawn = []
-    for chart in _CHARTS:
+    for chart in (*_CHARTS[:4], *_charts_of_parts(metrics), *_CHARTS[4:]):
         lines = [
             line for key, name in chart.series.items() if (line := _line(metrics, chart.kind, key, name)) is not None
         ]

@@ -84,6 +84,7 @@ def announce(
 ) -> None:
     """Tell the user what is about to happen: data, texts, effective learning rates (P27), what is frozen."""
     paired, unpaired = recipe.batch_sizes
+    say(f"losses: {recipe.objective.summary()}")
     say(f"data: {pools.summary()}; {paired} + {unpaired} a step, {steps} steps on {device}")
     if tokenizer is not None:
         mend = "; raise data.context_length, or data.sentences some" if truncated > 0.01 else ""

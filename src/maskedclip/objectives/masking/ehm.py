@@ -103,4 +103,10 @@ class HierarchicalMasker:
 
 def build(options: Options, context: Any) -> HierarchicalMasker:
     """The masker."""
+    patches = context.model.encoder.num_patches
+    require(
+        options.min_nodes <= patches,
+        f"objective.masking_options.min_nodes: {options.min_nodes}, but an image has {patches} patches; give at most "
+        "that, e.g. 8",
+    )
     return HierarchicalMasker(options)
