@@ -151,6 +151,7 @@ def test_curate_volumes__refuses_with_one_line(tmp_path: Path, capsys: pytest.Ca
     given = [
         ((tmp_path / "none.nii",), "no such file"),
         ((_medmnist(tmp_path / "flat.npz", train_images=np.zeros((4, 8, 8), np.uint8)),), "not uint8 (n, X, Y, Z)"),
+        ((_medmnist(tmp_path / "words.npz", train_labels=np.asarray(["ct"] * 4)),), "give whole numbers"),
         ((write_nifti(tmp_path / "a.nii"), "--cube", 2), "--cube"),
         ((tmp_path / "a.nii", "--spacing", 0), "--spacing"),
         ((tmp_path / "a.nii", "--spacing", 2, "--cube", 8), "one of them"),
@@ -158,6 +159,14 @@ def test_curate_volumes__refuses_with_one_line(tmp_path: Path, capsys: pytest.Ca
     for arguments, told in given:
         assert told in refused(capsys, "curate-volumes", *arguments, "--out", out)
         assert not list(tmp_path.glob("store*"))
+
+
+def test_curate_volumes__leaves_what_is_in_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "store.partial").mkdir()
+    (tmp_path / "store.partial" / "thesis.txt").write_text("mine")
+    told = refused(capsys, "curate-volumes", write_nifti(tmp_path / "a.nii"), "--out", tmp_path / "store")
+    assert "is in the way" in told
+    assert (tmp_path / "store.partial" / "thesis.txt").read_text() == "mine"
 
 
 def test_curate_volumes__verb_says_what_is_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,11 +18,14 @@ from maskedclip.deployment.learned_prompts import (
     text_with_vectors,
 )
 from maskedclip.deployment.learned_prompts_fit import PromptSettings, mask_crops, train_prompts
-from maskedclip.deployment.model import Model
+from maskedclip.deployment.model import Model, load
 from maskedclip.deployment.proposals_crops import fill_colour, masked_crops
 from maskedclip.errors import UserError
+from maskedclip.recipe import load_recipe
+from maskedclip.training.pretrain import pretrain
 from tests.cli_case import refused, status
 from tests.deployment.segmentation_case import COLOURS, SIDE, spots, train, write_store
+from tests.stores import TINY, make_store
 
 SEEN = ["red", "orange", "green"]
 SETTINGS = PromptSettings(vectors=4, per_label=16)
@@ -39,6 +42,14 @@ def test_text__with_vectors_is_the_plain_text_without_them(world: tuple[Path, St
     model = world[2]
     width = model.module.text_encoder.config["hidden_size"]  # type: ignore[union-attr]
     found = text_with_vectors(model, torch.zeros(0, width), ["red_lesion", "blue"])
+    assert np.allclose(found.detach().numpy(), model.encode_text(["red lesion.", "blue."]), atol=1e-5)
+
+
+def test_text__without_vectors_is_the_plain_text_of_a_causal_tower(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    pretrain(load_recipe(["lcl", "tiny"], [*TINY, "--training.steps=2"]), store, tmp_path / "run")
+    model = load(tmp_path / "run")
+    found = text_with_vectors(model, torch.zeros(0, 32), ["red_lesion", "blue"])
     assert np.allclose(found.detach().numpy(), model.encode_text(["red lesion.", "blue."]), atol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """Maps of likeness and of contributions: what they sum to, where they point, and what tiles do."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from maskedclip.deployment.maps import (
 from maskedclip.deployment.maps_dense import dense_features, projected_patches
 from maskedclip.deployment.model import Model
 from maskedclip.errors import UserError
+from maskedclip.models.pooling import AttentivePooling
 
 TEXTS = ["A red lesion.", ["Normal fundus.", "A green lesion; mild."]]
 
@@ -78,6 +81,17 @@ def test_contribution_maps__sum_to_the_score(trained_model: Model, images: Tenso
     score = trained_model.encode_image(images, output) @ direction
     assert maps.shape == (5, 1, 4, 4)
     assert np.allclose(maps.sum(axis=(1, 2, 3)), score, atol=1e-4)
+
+
+def test_contribution_maps__sum_to_the_score_under_attention_pooling(trained_model: Model, images: Tensor) -> None:
+    model = copy.deepcopy(trained_model)
+    model.module.attention = AttentivePooling(model.module.encoder.width)
+    torch.nn.init.normal_(model.module.attention.query)
+    target = text_target(model, "A red lesion.")
+    maps = contribution_maps(model, images, [target])
+    cosine = model.encode_images(images)["projected"] @ model.encode_text(["A red lesion."]).T
+    assert np.allclose(maps.sum(axis=(2, 3)), cosine, atol=1e-5)
+    assert not np.allclose(maps, contribution_maps(trained_model, images, [target]), atol=1e-4)
 
 
 def test_contribution_maps__of_a_text_sum_to_its_cosine(trained_model: Model, images: Tensor) -> None:

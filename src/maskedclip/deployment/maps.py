@@ -103,7 +103,10 @@ def _contributions(model: Model, images: Tensor, targets: Sequence[Target]) -> N
         projected = projected_patches(model, images)[1]
     pools = attention is not None and any(target.output != "encoder" for target in targets)
     spaces = model.patch_features(images) if pools or any(target.output != "projected" for target in targets) else {}
-    weights = attention.weights(torch.from_numpy(spaces["bridge"])) if pools and attention is not None else None
+    weights = None
+    if pools and attention is not None:
+        with torch.no_grad():
+            weights = attention.weights(torch.from_numpy(spaces["bridge"]))
     maps = []
     for target in targets:
         tokens = projected if target.output == "projected" else torch.from_numpy(spaces[target.output])
