@@ -189,3 +189,9 @@ def test_attention_of_the_masking__is_the_models_own_beside_a_teacher(store: Pat
     views = objective._views(batch, 0.9)
     assert not torch.allclose(views.self_attention, views.teacher_attention)
     assert torch.equal(views.self_attention, summed_attention(model.encoder, views.image))
+
+
+def test_contrast_of_modalities__without_any_is_refused_before_the_run_begins(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"disrupted.contrast_weight: the store knows fewer than two modalities"):
+        pretrain(load_recipe(["dae", "tiny"], TINY), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

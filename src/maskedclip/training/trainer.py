@@ -108,6 +108,9 @@ class Trainer:
         add_lora(model, recipe)
         self.model: MaskedCLIP = model
         self.objective: PretrainingObjective = build(recipe, model)
+        for part in (*self.objective.terms.values(), self.objective.masker):
+            if (check := getattr(part, "check_store", None)) is not None:
+                check(store)
         self._make_modules()
         self.progress = Progress()
         self._prepare(command, texts)

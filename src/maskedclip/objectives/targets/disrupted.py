@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskedclip.data.store import Store
 from maskedclip.errors import UserError
 from maskedclip.objectives.base import Losses, Report, Views
 from maskedclip.objectives.corruption import add_noise, channel_mask, lower_resolution
@@ -21,6 +22,10 @@ from maskedclip.ranks import gather_rows
 from maskedclip.recipe_sections import require
 
 _WHERE = "objective.terms.disrupted"
+_TOO_FEW = (
+    f"{_WHERE}.contrast_weight: the store knows fewer than two modalities (column modality), so there is nothing to "
+    "contrast; name them in the manifest, or set 0"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,15 @@ class Disrupted(nn.Module):
         self.decoder, self.refine, self.options = decoder, refine, options
         self.whole_batch = options.contrast_weight > 0 or (options.ratio > 0 and options.channel_draw == "batch")
 
+    def check_store(self, store: Store) -> None:
+        """Refuse a store without modalities to contrast, before a run is begun.
+
+        Raises:
+            UserError: the contrast has a weight, and there are fewer than two.
+        """
+        if self.options.contrast_weight > 0 and len(store.modalities[1]) < 2:
+            raise UserError(_TOO_FEW)
+
     def disrupt(self, image: Tensor, keys: Tensor) -> Tensor:
         """Noise, then lost resolution; the image itself is left as it is, (B, C, ...) -> the same."""
         return lower_resolution(add_noise(image, keys, self.options.noise), self.options.factor)
@@ -124,10 +138,7 @@ class Disrupted(nn.Module):
 
     def _contrast(self, views: Views, tokens: Tensor) -> Tensor:
         if views.batch.modality is None:
-            raise UserError(
-                f"{_WHERE}.contrast_weight: the store knows fewer than two modalities (column modality), so there is "
-                "nothing to contrast; name them in the manifest, or set 0"
-            )
+            raise UserError(_TOO_FEW)
         groups = gather_rows(views.batch.modality)
         if not self.options.literal:
             pooled = gather_rows(views.model.pool(tokens).float())
