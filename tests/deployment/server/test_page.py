@@ -180,6 +180,20 @@ def test_page__shows_what_a_browser_cannot(browser: Any, site: str) -> None:
         watched.check(site)
 
 
+def test_page__takes_a_photograph_before_it_knows_its_server(browser: Any, site: str) -> None:
+    with opened(browser, site) as watched:
+        page, held = watched.page, []
+        page.route("**/model", lambda route: held.append(route))
+        page.reload(wait_until="domcontentloaded")
+        page.wait_for_function("() => document.readyState === 'complete'")
+        give(page, ("eye.png", EYE))
+        expect(page.locator("#status")).to_contain_text("Reading")
+        assert held
+        held[0].continue_()
+        expect(page.locator("#photo-facts")).to_contain_text("PNG")
+        watched.check(site)
+
+
 def test_page__says_when_the_model_abstains(browser: Any, served: list[Served], index_file: Path) -> None:
     with (
         serving([with_own_head(served[0], served[1].model)], index_file) as at,

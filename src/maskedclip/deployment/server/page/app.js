@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { searchWords, showSimilar } from "./cases.js";
 import { byId, clearErrors, make, megabytes, showError } from "./dom.js";
-import { askForMap, clearMap, currentFile, fade, prepare, take } from "./photograph.js";
+import { askForMap, clearMap, currentFile, fade, giveUp, prepare, take } from "./photograph.js";
 
 async function start() {
   let about;
@@ -11,6 +11,7 @@ async function start() {
     about = await ask("/model");
   } catch (error) {
     showError(error.message);
+    giveUp(error);
     return;
   }
   prepare(about);

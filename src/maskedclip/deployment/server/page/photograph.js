@@ -6,6 +6,9 @@ import { byId, clearErrors, make, percent, say, sentence, showError, signed, whi
 
 const photographs = [];
 let about = null;
+let known, unknown;
+const ready = new Promise((resolve, reject) => [known, unknown] = [resolve, reject]);
+ready.catch(() => {}); // told by the page already; each photograph tells it again
 let current = null;
 let latestMap = 0;
 
@@ -20,6 +23,12 @@ export function prepare(server) {
   byId("map-controls").hidden = select.options.length === 0;
   const labels = new Set(server.models.flatMap((model) => model.labels));
   byId("map-labels").replaceChildren(...[...labels].map((label) => make("option", { value: label })));
+  known();
+}
+
+/** The server did not say what it is: photographs that wait for it are told so. */
+export function giveUp(error) {
+  unknown(error);
 }
 
 /** Take files one after another; the first is shown as soon as it is read. */
@@ -39,6 +48,7 @@ export async function take(files) {
 }
 
 async function read(file) {
+  await ready; // a photograph may be dropped before the page knows its server
   const limit = about.limits.file_bytes;
   if (file.size > limit) {
     throw new Error(`the file has ${(file.size / 2 ** 20).toFixed(1)} MB, this server takes ${(limit / 2 ** 20).toFixed(0)} MB`);
