@@ -1,6 +1,6 @@
 """MMCLIP-style on phantoms or a store of yours: does the report help to paint, and the image to fill in entities?
 
-    python benchmarks/family_mmclip.py [--store STORE] [--steps 300] [--seeds 2]
+    python benchmarks/family_mmclip.py --store STORE [--steps 300] [--seeds 2]
 
 Trains the shipped recipe at `tiny` on 25 % of the texts, then measures on rows of the validation split, which the run
 never saw: the pixel loss with each image's own report and with another image's, the cross-entropy of masked entities
@@ -89,7 +89,7 @@ def measure(objective: PretrainingObjective, store: Store, recipe: Recipe, batch
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--store", type=Path, default=Path("/tmp/w/demo/store"))
+    parser.add_argument("--store", type=Path, required=True, help="of phantoms, such as demo/store")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--batches", type=int, default=10)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from maskedclip.errors import UserError
-from maskedclip.recipe_sections import DataRecipe, ModelRecipe, ObjectiveRecipe, TrainingRecipe, require
+from maskedclip.recipe_objective import ObjectiveRecipe
+from maskedclip.recipe_sections import DataRecipe, ModelRecipe, TrainingRecipe, require
 
 SHIPPED = Path(__file__).parent / "recipes"
 

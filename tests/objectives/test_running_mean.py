@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from maskedclip.errors import UserError
 from maskedclip.objectives.running_mean import RunningMean
 from maskedclip.recipe import load_recipe
-from maskedclip.recipe_sections import ObjectiveRecipe
+from maskedclip.recipe_objective import ObjectiveRecipe
 from maskedclip.training.pretrain import pretrain
 from tests.stores import TINY, make_store
 
