@@ -54,6 +54,21 @@ def test_part__is_kept_with_the_run_and_asked_for_again(
     assert "size_of_features" in (tmp_path / "evaluation" / "report.html").read_text()
 
 
+def test_part__that_has_changed_is_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "size_of_features.py"
+    own.write_text(SIZE)
+    store, run = make_store(tmp_path / "store"), tmp_path / "run"
+    command = ["pretrain", "--data", store, "--out", run, "--config", "maskedclip", "--config", "tiny", *TINY]
+    command += ["--objective.terms={size_of_features: {weight: 0.5}}", "--resume", "true", "--part"]
+    assert status(*command, own) == 0
+    own.write_text(SIZE + "\n# another formula\n")
+    monkeypatch.setattr(parts, "_registered", {"masking": {}, "terms": {}})
+    with pytest.raises(UserError, match=r"--part .*: has changed since .* began; give .*parts.size_of_features.py"):
+        cli.run([str(part) for part in [*command, own]])
+    monkeypatch.setattr(parts, "_registered", {"masking": {}, "terms": {}})
+    assert status(*command, run / "parts" / "size_of_features.py") == 0
+
+
 def test_part__of_another_packages_entry_point_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import ModuleType
 

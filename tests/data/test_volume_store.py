@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maskedclip.data import volume_store
 from maskedclip.data.store import open_store
 from maskedclip.data.volume_intensity import map_intensity, resampled
+from maskedclip.data.volume_sources import Item
 from maskedclip.data.volume_store import VolumeSettings, curate_volumes
 from maskedclip.errors import UserError
 from tests.cli_case import refused, status
@@ -73,6 +75,62 @@ def test_curate_volumes__writes_the_same_shards_twice_with_checksums(manifest: P
         assert first == second
         assert hashlib.sha256(first).hexdigest() == digest
     assert open_store(tmp_path / "one").fingerprint == open_store(tmp_path / "two").fingerprint
+
+
+def _files(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(store.iterdir())}
+
+
+def test_curate_volumes__goes_on_after_a_crash_with_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume_store, "SHARD_VOLUMES", 2)
+    source = _medmnist(tmp_path / "adrenal.npz")
+    whole = curate_volumes(source, tmp_path / "whole", progress=False)
+    assert len(list((tmp_path / "whole").glob("*.parquet"))) > 2
+    read, reads = volume_store._row, []
+
+    def crash(item: Item, *more: Any) -> dict[str, Any]:
+        reads.append(item.name)
+        if len(reads) == 6:
+            raise KeyboardInterrupt
+        return read(item, *more)
+
+    monkeypatch.setattr(volume_store, "_row", crash)
+    with pytest.raises(KeyboardInterrupt):
+        curate_volumes(source, tmp_path / "store", progress=False)
+    assert not (tmp_path / "store").exists()
+    done = curate_volumes(source, tmp_path / "store", progress=False)
+    assert reads[6] == reads[4]  # two shards of two are kept, so the fifth is read again
+    assert len(reads) == 6 + whole.stored + len(whole.quarantine) - 4
+    assert _files(tmp_path / "store") == _files(tmp_path / "whole")
+    assert (done.stored, done.quarantine, done.splits) == (whole.stored, whole.quarantine, whole.splits)
+    assert not (tmp_path / "store.partial").exists()
+
+
+def test_curate_volumes__begins_anew_with_other_settings_or_a_damaged_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume_store, "SHARD_VOLUMES", 2)
+    source = _medmnist(tmp_path / "adrenal.npz")
+    read = volume_store._row
+
+    def crash(item: Item, *more: Any) -> dict[str, Any]:
+        if item.name == "train-000003":
+            raise KeyboardInterrupt
+        return read(item, *more)
+
+    for name, settings, damage in (("other", VolumeSettings(cube=8), False), ("damaged", VolumeSettings(), True)):
+        monkeypatch.setattr(volume_store, "_row", crash)
+        with pytest.raises(KeyboardInterrupt):
+            curate_volumes(source, tmp_path / name, VolumeSettings(), progress=False)
+        if damage:
+            shard = next((tmp_path / f"{name}.partial").glob("*.parquet"))
+            shard.write_bytes(shard.read_bytes()[:-9])
+        monkeypatch.setattr(volume_store, "_row", read)
+        curate_volumes(source, tmp_path / name, settings, progress=False)
+        curate_volumes(source, tmp_path / f"{name}-whole", settings, progress=False)
+        assert _files(tmp_path / name) == _files(tmp_path / f"{name}-whole")
 
 
 def test_curate_volumes__reads_a_dicom_series_with_its_modality(tmp_path: Path) -> None:

@@ -71,10 +71,12 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
         for cell in group["cells"]:
             assert cell["seconds"] > 0
             assert cell["images_per_second"] > 0
+            assert cell["peak_memory_bytes"] > 1e8
             assert [entry["step"] for entry in cell["validation"]][-1] > 0
     html = (done / "study.html").read_text()
     assert "maskedclip minus clip" in html
     assert html.count("<img") >= 2
+    assert "memory, GB" in html
     assert (done / "study.tex").read_text().count(r"\begin{table}") == 2
     assert any("50 % of the texts" in line and "seeds" in line for line in results["verdicts"])
 

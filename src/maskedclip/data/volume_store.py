@@ -12,16 +12,17 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 import maskedclip
-from maskedclip.console import bar
+from maskedclip.console import bar, say
 from maskedclip.data.pixels import UndecodableImage
 from maskedclip.data.shards import (
     PICTURE,
@@ -38,10 +39,10 @@ from maskedclip.data.volume_intensity import Intensity, chosen_intensity, map_in
 from maskedclip.data.volume_sources import Item, list_items, unreadable
 from maskedclip.errors import UserError
 
-SHARD_BYTES = 256 << 20
+SHARD_BYTES, SHARD_VOLUMES = 256 << 20, 64  # a run that is cut off loses at most one
 MAX_STORED_BYTES = 1 << 30
 _MOST_SIDE = 4096
-_MARK = ".curate-volumes"
+_PROGRESS = "progress.json"
 _OWN = {
     "sha256": pa.string(),
     "sides": pa.string(),
@@ -98,7 +99,7 @@ def curate_volumes(
 ) -> VolumeCuration:
     """Read, map and store all volumes of a source; one that cannot be read is quarantined with its reason.
 
-    The store appears under its name when it is complete.
+    The store appears under its name when it is complete; after a run that was cut off the same call goes on.
 
     Args:
         source: see `list_items`.
@@ -115,94 +116,140 @@ def curate_volumes(
         raise UserError(f"{out}: exists already; name another folder with --out, or delete it")
     items = list_items(source, time=time)
     partial = out.with_name(f"{out.name}.partial")
-    if partial.exists() and not (partial / _MARK).is_file() and any(partial.iterdir()):
+    if partial.exists() and not (partial / _PROGRESS).is_file() and any(partial.iterdir()):
         raise UserError(f"{partial}: is in the way and no half-made store of volumes; move it, or choose another --out")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off: volumes are few, so it begins anew
-    partial.mkdir(parents=True)
-    (partial / _MARK).touch()
-    try:
-        done = _write(items, partial, out, settings, progress)
-        if not done.stored:
-            _, name, reason = done.quarantine[0]
-            raise UserError(f"{source}: no volume can be stored ({name} {reason})")
-        (partial / _MARK).unlink()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    done = _Writer(items, partial, settings, time, VolumeCuration(out=out)).run(progress)
+    if not done.stored:
+        shutil.rmtree(partial)
+        _, name, reason = done.quarantine[0]
+        raise UserError(f"{source}: no volume can be stored ({name} {reason})")
+    (partial / _PROGRESS).unlink()
+    partial.rename(out)
     return done
 
 
-def _write(items: Sequence[Item], partial: Path, out: Path, settings: VolumeSettings, progress: bool) -> VolumeCuration:
-    done = VolumeCuration(out=out)
-    schema = _schema(items)
-    ids: dict[str, None] = {}
-    checksums: dict[str, str] = {}
-    waiting: list[dict[str, Any]] = []
-    counts = {"paired": 0, "largest": 0}
-    patients: set[str] = set()
-    splits = done.splits
+class _Writer:
+    """The shards of a store below a folder, and what is known of those that are written."""
 
-    def flush() -> None:
-        if waiting:
-            name = shard_name(len(checksums))
-            write_shard(pa.Table.from_pylist(waiting, schema=schema), partial / name)
-            checksums[name] = file_digest(partial / name)
-            waiting.clear()
+    def __init__(
+        self, items: Sequence[Item], partial: Path, settings: VolumeSettings, time: int, done: VolumeCuration
+    ) -> None:
+        self.items, self.partial, self.settings, self.done = items, partial, settings, done
+        self.schema = _schema(items)
+        plan = [maskedclip.__version__, asdict(settings), time, [[item.name, item.row] for item in items]]
+        self.plan = hashlib.sha256(json.dumps(plan, default=str).encode()).hexdigest()
+        self.ids: dict[str, None] = {}
+        self.patients: set[str] = set()
+        self.paired = self.largest = 0
+        self.checksums: dict[str, str] = {}
+        self.waiting: list[dict[str, Any]] = []
 
-    with bar("volumes", len(items), shown=progress) as shown:
-        for number, item in enumerate(items):
-            try:
-                row = _row(item, settings, done.notes)
-            except (UndecodableImage, MemoryError) as error:
-                done.quarantine.append((number, item.name, unreadable(error)))
-                shown.advance()
-                continue
-            if row["id"] in ids:
-                done.quarantine.append((number, item.name, "is named a second time"))
-                shown.advance()
-                continue
-            if sum(len(kept["image"]["bytes"]) for kept in waiting) + len(row["image"]["bytes"]) > SHARD_BYTES:
-                flush()
-            waiting.append(row)
-            ids[row["id"]] = None
-            patients.add(row["patient"])
-            counts["paired"] += row.get("text") is not None
-            counts["largest"] = max(counts["largest"], *map(int, row["sides"].split("x")))
-            splits[row.get("split") or ""] = splits.get(row.get("split") or "", 0) + 1
-            named = row["modality"] or "unknown"
-            done.modalities[named] = done.modalities.get(named, 0) + 1
-            done.stored += 1
-            shown.advance(note=f"{done.stored:,} stored")
-        flush()
-    done.fingerprint = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    about = {
-        "schema_version": SCHEMA_VERSION,
-        "maskedclip": maskedclip.__version__,
-        "fingerprint": done.fingerprint,
-        "settings": {
-            "kind": "volumes",
-            "size": counts["largest"],
-            "crop": "none",
-            "encoding": "npy",
-            "spacing": settings.spacing,
-            "cube": settings.cube,
-            "intensity": settings.intensity,
-        },
-        "counts": {
-            "rows": len(items),
-            "stored": done.stored,
-            "quarantined": len(done.quarantine),
-            "paired": counts["paired"],
-            "unpaired": done.stored - counts["paired"],
-            "patients": len(patients),
-            "splits": splits,
-            "modalities": done.modalities,
-        },
-        "checksums": checksums,
-    }
-    write_atomically(partial / "quarantine.csv", _quarantine(done.quarantine))
-    write_atomically(partial / "curation.json", (json.dumps(about, indent=2) + "\n").encode())
-    return done
+    def run(self, progress: bool) -> VolumeCuration:
+        begin = self._go_on()
+        with bar("volumes", len(self.items), done=begin, shown=progress) as shown:
+            for number in range(begin, len(self.items)):
+                self._take(number, self.items[number])
+                shown.advance(note=f"{self.done.stored:,} stored")
+            self._flush(len(self.items))
+        self.done.notes = list(dict.fromkeys(self.done.notes))  # a volume may have been read before and after a crash
+        self.done.fingerprint = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        write_atomically(self.partial / "quarantine.csv", _quarantine(self.done.quarantine))
+        write_atomically(self.partial / "curation.json", (json.dumps(self._about(), indent=2) + "\n").encode())
+        return self.done
+
+    def _take(self, number: int, item: Item) -> None:
+        try:
+            row = _row(item, self.settings, self.done.notes)
+        except (UndecodableImage, MemoryError) as error:
+            self.done.quarantine.append((number, item.name, unreadable(error)))
+            return
+        if row["id"] in self.ids:
+            self.done.quarantine.append((number, item.name, "is named a second time"))
+            return
+        taken = sum(len(kept["image"]["bytes"]) for kept in self.waiting) + len(row["image"]["bytes"])
+        if taken > SHARD_BYTES or len(self.waiting) == SHARD_VOLUMES:
+            self._flush(number)
+        self.waiting.append(row)
+        self._count(row)
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        done = self.done
+        self.ids[row["id"]] = None
+        self.patients.add(row["patient"])
+        self.paired += row.get("text") is not None
+        self.largest = max(self.largest, *map(int, row["sides"].split("x")))
+        for counts, value in ((done.splits, row.get("split") or ""), (done.modalities, row["modality"] or "unknown")):
+            counts[value] = counts.get(value, 0) + 1
+        done.stored += 1
+
+    def _flush(self, number: int) -> None:
+        """Write what waits; all items before `number` are then decided."""
+        if self.waiting:
+            name = shard_name(len(self.checksums))
+            write_shard(pa.Table.from_pylist(self.waiting, schema=self.schema), self.partial / name)
+            self.checksums[name] = file_digest(self.partial / name)
+            self.waiting.clear()
+        state = {
+            "plan": self.plan,
+            "next": number,
+            "checksums": self.checksums,
+            "quarantine": [entry for entry in self.done.quarantine if entry[0] < number],
+            "notes": self.done.notes,
+        }
+        write_atomically(self.partial / _PROGRESS, json.dumps(state).encode())
+
+    def _go_on(self) -> int:
+        """The first item that is still to be read; what an earlier run of the same plan wrote is counted."""
+        path = self.partial / _PROGRESS
+        state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"plan": None}
+        shards = state.get("checksums", {})
+        whole = all(
+            (self.partial / name).is_file() and file_digest(self.partial / name) == digest
+            for name, digest in shards.items()
+        )
+        if state["plan"] != self.plan or not whole:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            self._flush(0)
+            return 0
+        columns = ["id", "patient", "text", "split", "modality", "sides"]
+        for name in shards:
+            for row in pq.read_table(self.partial / name, columns=columns).to_pylist():
+                self._count(row)
+        self.checksums = shards
+        self.done.quarantine = [(number, name, reason) for number, name, reason in state["quarantine"]]
+        self.done.notes = state["notes"]
+        if state["next"]:
+            say(f"{self.done.out}: going on after {state['next']:,} of {len(self.items):,} volumes")
+        return state["next"]
+
+    def _about(self) -> dict[str, Any]:
+        done, settings = self.done, self.settings
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "maskedclip": maskedclip.__version__,
+            "fingerprint": done.fingerprint,
+            "settings": {
+                "kind": "volumes",
+                "size": self.largest,
+                "crop": "none",
+                "encoding": "npy",
+                "spacing": settings.spacing,
+                "cube": settings.cube,
+                "intensity": settings.intensity,
+            },
+            "counts": {
+                "rows": len(self.items),
+                "stored": done.stored,
+                "quarantined": len(done.quarantine),
+                "paired": self.paired,
+                "unpaired": done.stored - self.paired,
+                "patients": len(self.patients),
+                "splits": done.splits,
+                "modalities": done.modalities,
+            },
+            "checksums": self.checksums,
+        }
 
 
 def _row(item: Item, settings: VolumeSettings, notes: list[str]) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
 
 
 def _training(run: Path) -> dict[str, Any]:
-    """Seconds, images a second and the validation curve of a run, its first stage included."""
-    seconds, images, curve = 0.0, 0.0, []
+    """Seconds, images a second, peak memory and the validation curve of a run, its first stage included."""
+    seconds, images, memory, curve = 0.0, 0.0, None, []
     for place in (run / "first_stage", run):
         directory = RunDirectory(place)
         if not directory.recipe_file.is_file():
@@ -101,6 +101,12 @@ def _training(run: Path) -> dict[str, Any]:
             if line["kind"] == "train":
                 done = (line["step"] - before) * batch
                 images, seconds, before = images + done, seconds + done / line["images_per_second"], line["step"]
+                memory = max(memory or 0, line.get("peak_memory_bytes", 0)) or None
             elif VALIDATION in line:
                 curve.append({"seconds": seconds, "step": line["step"], VALIDATION: line[VALIDATION]})
-    return {"seconds": seconds, "images_per_second": images / seconds if seconds else None, "validation": curve}
+    return {
+        "seconds": seconds,
+        "images_per_second": images / seconds if seconds else None,
+        "peak_memory_bytes": memory,
+        "validation": curve,
+    }

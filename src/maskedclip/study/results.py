@@ -97,7 +97,7 @@ def read_budgets(study: Study, out: Path, cells: Sequence[Cell]) -> list[Budget]
 def means_sheet(study: Study, budget: Budget) -> Sheet:
     """Every group: the macro AUROC of each protocol, its difference from the reference method, and the cost."""
     columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS), f"encoder minus {study.reference}", "steps"]
-    columns += ["minutes", "images/s", "best on validation"]
+    columns += ["minutes", "images/s", "memory, GB", "best on validation"]
     sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
     for group, found in budget.groups.items():
         reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
@@ -171,11 +171,13 @@ def best_validation(result: Mapping[str, Any]) -> float | None:
 def _costs(found: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
     seconds = statistics.mean(result["seconds"] for _, result in found)
     rate = statistics.mean(result["images_per_second"] or 0.0 for _, result in found)
+    taken = [value for _, result in found if (value := result.get("peak_memory_bytes"))]
     best = [value for _, result in found if (value := best_validation(result)) is not None]
     return [
         f"{found[0][0].steps:,}",
         f"{seconds / 60:.1f}",
         f"{rate:.0f}",
+        f"{max(taken) / 1e9:.2g}" if taken else "–",
         f"{statistics.mean(best):.3f}" if best else "–",
     ]
 
@@ -188,6 +190,7 @@ def _notes(study: Study, budget: Budget) -> list[str]:
         "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods.",
         "Minutes: of training steps, on a machine that may have been shared; the steps of the comparison at equal time "
         "follow from rates measured beforehand in alternation (rates.json).",
+        "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",
         "Best on validation: the online probe's AUROC at its best, mean over the seeds.",
     ]
     seeds = {len(found) for found in budget.groups.values()}

@@ -1,7 +1,8 @@
-"""The processor's memory: what a step frees, the next one takes again."""
+"""Memory: on processors what a step frees, the next one takes again; and how much a training took at its peak."""
 
 import ctypes
 import sys
+from pathlib import Path
 
 import torch
 
@@ -23,3 +24,28 @@ def keep_freed_memory(device: torch.device) -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, 1 << 30) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def begin_peak(device: torch.device) -> None:
+    """From here on, `peak_bytes` counts anew, where the system allows it; else it counts from the process's start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+        except OSError:
+            return
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory taken so far: allocated by tensors on a GPU, resident in this process on a processor (Linux).
+
+    Loader processes are not counted.  None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None

@@ -127,6 +127,13 @@ class RunDirectory:
                 f"{self.path}: the run began with another recipe: {'; '.join(different)}; "
                 "resume without these changes, or choose another --out"
             )
+        for name, source in parts.sources().items():
+            kept = self.path / "parts" / f"{name}.py"
+            if kept.is_file() and kept.read_bytes() != source.read_bytes():
+                raise UserError(
+                    f"--part {source}: has changed since {self.path} began; give {kept}, which it was made with, or "
+                    "choose another --out"
+                )
         began = self.environment()["data"]["fingerprint"]
         if began != store.fingerprint:
             raise UserError(

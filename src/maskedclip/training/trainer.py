@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from maskedclip.console import bar, minutes, say
@@ -33,7 +32,7 @@ from maskedclip.training.checkpoint import (
 from maskedclip.training.compilation import compile_modules, first_call
 from maskedclip.training.describe import announce, facts, training_texts, truncated_share
 from maskedclip.training.log import Log, Window, waiting_verdict
-from maskedclip.training.memory import keep_freed_memory
+from maskedclip.training.memory import begin_peak, keep_freed_memory, peak_bytes
 from maskedclip.training.monitor import Monitor, collapse_message
 from maskedclip.training.optimizer import Group, freeze, make_optimizer, parameter_groups, set_learning_rates
 from maskedclip.training.parallel import make_fabric
@@ -92,6 +91,7 @@ class Trainer:
         self.fabric = make_fabric(recipe)
         self.fabric.launch()
         keep_freed_memory(self.fabric.device)
+        begin_peak(self.fabric.device)
         check_ranks(recipe, self.fabric.world_size)
         self.pools: Pools = make_pools(store, recipe)
         self.preprocessing = Preprocessing(
@@ -310,8 +310,8 @@ class Trainer:
             "bad_steps": self.progress.bad_steps,
             "substituted": self.progress.substituted,
         }
-        if self.fabric.device.type == "cuda":
-            values["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.fabric.device)
+        if (peak := peak_bytes(self.fabric.device)) is not None:
+            values["peak_memory_bytes"] = peak
         if self.log is not None:
             self.log.write("train", self.progress.step, values)
         rate = f"{values['images_per_second']:.0f} images/s  data wait {values['data_wait']:.0%}"
