@@ -16,7 +16,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="ANY",
-        help="a store, a folder, a manifest, a list of paths (.txt), a zip or tar, or an image",
+        help="a store (also of volumes, for a run that reads them), a folder, a manifest, a list of paths (.txt), a "
+        "zip or tar, or an image",
     )
     parser.add_argument(
         "--out",
@@ -58,12 +59,14 @@ def _embed(args: argparse.Namespace) -> None:
     from maskedclip.deployment.external import open_model
 
     data = Path(args.data).expanduser()
-    prepared = {"crop": args.crop}
+    prepared, kind = {"crop": args.crop}, "photographs"
     if data.is_dir() and any(data.glob("shard-*.parquet")):
         from maskedclip.data.store import open_store
 
-        crop = open_store(data).crop
-        prepared = {"crop": crop["crop"], "stored_size": crop["size"]}
+        store = open_store(data)
+        prepared = {"crop": store.crop["crop"], "stored_size": store.crop["size"]}
+        if store.kind == "volumes":
+            prepared["volumes"], kind = True, "volumes"
     model = open_model(args.model, device=own_device(args.device), size=args.size, **prepared)
     done = embed(
         model,
@@ -79,10 +82,12 @@ def _embed(args: argparse.Namespace) -> None:
     if not done.leads:
         return
     onward = f"maskedclip search {args.out} --model {args.model} --text ..."
-    if "projected" not in done.outputs:
+    if kind == "volumes":
+        onward = f"maskedclip search {args.out} --output encoder --id ID"
+    elif "projected" not in done.outputs:
         onward = "open it with Polars or DuckDB, see docs/embed.md"
     say_next(
-        f"{done.rows:,} photographs in {args.out}: id, {', '.join(done.outputs)}",
+        f"{done.rows:,} {kind} in {args.out}: id, {', '.join(done.outputs)}",
         f"next: {onward}",
     )
 

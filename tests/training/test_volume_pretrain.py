@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -51,6 +52,36 @@ def test_dae__trains_validates_and_evaluates_by_the_verbs(run: Path, store: Path
     results = json.loads((tmp_path / "e" / "results.json").read_text())
     assert 0 <= results["linear"]["encoder"]["per_label"]["ball"]["auroc"]["value"] <= 1
     assert (tmp_path / "e" / "report.html").is_file()
+
+
+def test_embed__writes_the_features_of_volumes_that_evaluation_reads(
+    run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "volumes.parquet"
+    assert status("embed", run, "--data", store, "--out", out) == 0
+    table, opened = pq.read_table(out), open_store(store)
+    assert table.column("id").to_pylist() == opened.ids
+    assert "label.ball" in table.column_names
+    found = np.stack(table.column("encoder").to_numpy())
+    assert np.array_equal(found, maskedclip.load(run, volumes=True).features(opened, np.arange(len(opened)))["encoder"])
+    assert "32 volumes in" in capsys.readouterr().out
+    search = ["search", out, "--id", opened.ids[0], "--output", "encoder"]
+    assert status(*search, "--out", tmp_path / "found.csv") == 0
+    code = status(*search, "--sheet", tmp_path / "found.png")
+    assert code == 0, capsys.readouterr().err
+    assert refused(
+        capsys, "embed", run, "--data", store, "--out", tmp_path / "no.parquet", "--outputs", "patches"
+    ).startswith("error: --outputs: 'patches' is none of this model's outputs (encoder")
+
+
+def test_embed__refuses_pictures_to_a_volume_model_and_the_reverse(
+    run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, plain = make_store(tmp_path / "pictures"), tmp_path / "plain"
+    assert "reads volumes" in refused(capsys, "embed", run, "--data", pictures, "--out", tmp_path / "a.parquet")
+    given = ["--config", "mae", "--config", "tiny", *TINY, "--data", pictures, "--out", plain]
+    assert status("pretrain", *given) == 0
+    assert "reads pictures" in refused(capsys, "embed", plain, "--data", store, "--out", tmp_path / "b.parquet")
 
 
 def test_load__gives_the_mean_over_tiles(run: Path, store: Path) -> None:

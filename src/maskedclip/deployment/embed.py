@@ -55,7 +55,7 @@ def embed(
     encoding: str = "utf-8",
     allow_outside: bool = False,
 ) -> Embedded:
-    """Write the features of photographs, see `open_inputs` for what `data` may be.
+    """Write the features of photographs, see `open_inputs` for what `data` may be, or of the volumes of a store.
 
     Columns: `id`, the columns of a store or manifest, then a list of fixed length for each output: `encoder` (the
     default feature), `bridge`, `projected` (unit length); `patches` and `bridge_patches` are lists of lists (L, D).
@@ -86,10 +86,13 @@ def embed(
         raise UserError(f"--batch: {batch} photographs are no batch; give 1 or more")
     chosen = chosen_outputs(model, outputs)
     encode = Encode(model, chosen, precision)
-    inputs = open_inputs(data, encoding=encoding, allow_outside=allow_outside)
+    volumes = isinstance(model, Model) and model.module.reads_volumes
+    inputs = open_inputs(data, volumes=volumes, encoding=encoding, allow_outside=allow_outside)
     inputs = _renamed(inputs, chosen)
     size = model.preprocessing.size
-    row_bytes = sum(values[0].nbytes for values in encode(torch.zeros(1, 3, size, size, dtype=torch.uint8)).values())
+    probe = torch.zeros(1, 1, size, size, size) if volumes else torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    row_bytes = sum(values[0].nbytes for values in encode(probe).values())
+    batch = 1 if volumes else batch  # volumes differ in their sides
     settings = {
         "version": maskedclip.__version__,
         "model": model.fingerprint,

@@ -16,6 +16,7 @@ from maskedclip.deployment.model import Model
 from maskedclip.errors import UserError
 from maskedclip.models.attention import evaluation_kernels, plain_is_faster, set_attention
 from maskedclip.models.features import to_input
+from maskedclip.models.volume_features import one_volume_features
 
 PATCHES = {"patches": "encoder", "bridge_patches": "bridge"}
 """Outputs that are tokens (L, D), and the space each belongs to."""
@@ -26,6 +27,8 @@ def known_outputs(model: Model | OpenClipModel) -> tuple[str, ...]:
     """What a model can give, pooled outputs first."""
     if isinstance(model, OpenClipModel):
         return ("encoder", "projected")
+    if model.module.reads_volumes:
+        return ("encoder", "bridge", "projected") if model.has_text else ("encoder",)
     return ("encoder", "bridge", "projected", "patches", "bridge_patches") if model.has_text else ("encoder", "patches")
 
 
@@ -50,6 +53,8 @@ def chosen_outputs(model: Model | OpenClipModel, outputs: Sequence[str] | None) 
 class Encode:
     """Uint8 images (B, 3, S, S) -> the chosen outputs, float32, (B, D), (B, E) or (B, L, D).
 
+    For an encoder of volumes: one stored volume (1, C, X, Y, Z), of any sides.
+
     In `float32` they are equal to the bit to `Model.features` and `Model.encode_image`; `bf16-mixed` computes matrix
     products in bfloat16, which is 1.6 times as fast where the processor has it.
     """
@@ -73,6 +78,9 @@ class Encode:
     def _forward(self, model: Model, images: Tensor) -> dict[str, NDArray[np.float32]]:
         """As `image_features`, without a bridge that nobody asked for, and with the tokens that somebody did."""
         module = model.module
+        if module.reads_volumes:
+            of_volume = one_volume_features(module, images[0], model.preprocessing)
+            return {name: value[None].float().cpu().numpy() for name, value in of_volume.items()}
         with evaluation_kernels(module):
             if plain_is_faster(model.device, self.precision):
                 set_attention(module, fused=False)

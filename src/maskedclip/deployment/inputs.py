@@ -148,13 +148,31 @@ class StoreInputs(Inputs):
             raise UndecodableImage("is damaged in its store") from None
 
 
-def open_inputs(data: Path | str, *, encoding: str = "utf-8", allow_outside: bool = False) -> Inputs:
+class VolumeInputs(StoreInputs):
+    """Rows of a store of volumes."""
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """None: a volume is no picture."""
+        raise UndecodableImage("is a volume")
+
+    def prepare(self, row: int, preprocessing: Preprocessing) -> Tensor:
+        """The stored volume, (C, X, Y, Z); tiles are cut where it is encoded."""
+        try:
+            return self.store.image(row)
+        except (RuntimeError, ValueError):
+            raise UndecodableImage("is damaged in its store") from None
+
+
+def open_inputs(
+    data: Path | str, *, volumes: bool = False, encoding: str = "utf-8", allow_outside: bool = False
+) -> Inputs:
     """Open whatever holds photographs.
 
     Args:
         data: a store; a folder, searched to its depths; a manifest (CSV, TSV, JSON lines, Parquet) with a column
             `image`; a list, `.txt` with a path a line; a zip or tar archive; or one image, also as
             `archive.zip!member` or `film.dcm#frame=3`.
+        volumes: the reader takes volumes, which only a store has, and no pictures.
         encoding: of the text of a manifest or list.
         allow_outside: let a manifest name files outside its own folder.
 
@@ -164,8 +182,16 @@ def open_inputs(data: Path | str, *, encoding: str = "utf-8", allow_outside: boo
     from maskedclip.deployment import inputs_files
 
     path = Path(data)
+    is_store = path.is_dir() and any(path.glob("shard-*.parquet"))
+    if volumes:
+        store = open_store(path) if is_store else None
+        if store is None or store.kind != "volumes":
+            raise UserError(
+                f"--data {data}: the model reads volumes; give a store that `maskedclip curate-volumes` made"
+            )
+        return VolumeInputs(path, store)
     if path.is_dir():
-        if any(path.glob("shard-*.parquet")):
+        if is_store:
             store = open_store(path)
             refuse_volumes(store, "this verb")
             return StoreInputs(path, store)

@@ -190,8 +190,8 @@ def load(run: Path | str, *, device: str = "auto", volumes: bool | None = False)
             + (
                 "give a run of a volume recipe, or a store of pictures"
                 if volumes
-                else "`maskedclip evaluate` takes it with a store of volumes, Python by load(RUN, volumes=True); no "
-                "other verb does"
+                else "`maskedclip evaluate` and `embed` take it with a store of volumes, Python by load(RUN, "
+                "volumes=True); no other verb does"
             )
         )
     return Model(saved, torch.device(chosen))

@@ -28,17 +28,20 @@ def volume_features(
         rows: (n,).
         preprocessing: for its size, S.
     """
-    device = next(model.parameters()).device
-    found: list[dict[str, Tensor]] = []
-    for row in rows.tolist():
-        parts = [
-            image_features(model, part.to(device), preprocessing)
-            for part in tiles(store.image(row), preprocessing.size).split(_TILES)
-        ]
-        mean = {name: torch.cat([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
-        if "projected" in mean:
-            mean["projected"] = torch.nn.functional.normalize(mean["projected"], dim=-1)
-        found.append(mean)
+    found = [one_volume_features(model, store.image(row), preprocessing) for row in rows.tolist()]
     if not found:
         return {}
     return {name: torch.stack([entry[name] for entry in found]).cpu().numpy() for name in found[0]}
+
+
+def one_volume_features(model: MaskedCLIP, volume: Tensor, preprocessing: Preprocessing) -> dict[str, Tensor]:
+    """Features of one stored volume (C, X, Y, Z), by name, (D,) or (E,): see `volume_features`."""
+    device = next(model.parameters()).device
+    parts = [
+        image_features(model, part.to(device), preprocessing)
+        for part in tiles(volume, preprocessing.size).split(_TILES)
+    ]
+    mean = {name: torch.cat([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
+    if "projected" in mean:
+        mean["projected"] = torch.nn.functional.normalize(mean["projected"], dim=-1)
+    return mean
