@@ -45,6 +45,8 @@ class ObjectiveRecipe:
     """Decay of that running mean, a step."""
     ema_decay: float = 0.999
     """Decay of the moving average teacher, a step."""
+    ema_decay_end: float | None = None
+    """Decay at the last step, reached along a cosine, e.g. 1.0; null keeps ema_decay throughout."""
     prototype_temperatures: tuple[float, float] = (0.04, 0.1)
     """Teacher's and student's temperature over text prototypes, for prototype_kl."""
     masking: str = "random"
@@ -93,6 +95,10 @@ class ObjectiveRecipe:
         require(self.temperature > 0, "objective.temperature: give a value above 0, e.g. 0.07")
         require(self.max_logit_scale > 0, "objective.max_logit_scale: give a value above 0, e.g. 100")
         require(0 <= self.ema_decay < 1, f"objective.ema_decay: {self.ema_decay} is outside [0, 1); e.g. 0.999")
+        require(
+            self.ema_decay_end is None or self.ema_decay <= self.ema_decay_end <= 1,
+            f"objective.ema_decay_end: {self.ema_decay_end} is outside [ema_decay, 1]; give 1.0, or null for none",
+        )
         require(min(self.prototype_temperatures) > 0, "objective.prototype_temperatures: both must be above 0")
         _ = self.chosen_masking
         require(

@@ -9,8 +9,10 @@ from maskedclip.data.label_columns import resolve_labels
 from maskedclip.data.loader import StepDataset
 from maskedclip.data.sampler import make_pools
 from maskedclip.data.store import open_store
+from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import build_model
 from maskedclip.objectives.base import Batch
+from maskedclip.objectives.distillation import TeacherDecay
 from maskedclip.objectives.pretraining import PretrainingObjective, Weight, build_objective
 from maskedclip.recipe import Recipe, load_recipe, shipped_recipes
 from tests.stores import SENTENCES, TINY, make_store
@@ -139,6 +141,27 @@ def test_teacher__follows_the_student(folder: Path) -> None:
         student.weight.add_(1.0)
     objective.after_step()
     torch.testing.assert_close(teacher.weight, 0.9 * before + 0.1 * student.weight.detach(), atol=1e-7, rtol=0)
+
+
+def test_teacher__decay_grows_along_a_cosine_to_its_end(folder: Path) -> None:
+    fields = ["--objective.mkd_teacher", "ema", "--objective.ema_decay", "0.9", "--objective.ema_decay_end", "1.0"]
+    objective, _ = _parts(folder, load_recipe(["maskedclip", "tiny"], [*TINY, *fields]))
+    assert objective.teacher is not None
+    decay = objective.teacher.decay
+    assert [decay.at(place) for place in (0.0, 0.5, 1.0)] == pytest.approx([0.9, 0.95, 1.0])
+    assert TeacherDecay(0.9).at(0.7) == 0.9
+    teacher, student = objective.teacher.bridge.norm, objective.model.bridge.norm
+    assert isinstance(teacher, torch.nn.LayerNorm)
+    assert isinstance(student, torch.nn.LayerNorm)
+    before = teacher.weight.clone()
+    with torch.no_grad():
+        student.weight.add_(1.0)
+    objective.after_step(progress=1.0)
+    assert torch.equal(teacher.weight, before)
+    objective.after_step(progress=0.5)
+    torch.testing.assert_close(teacher.weight, 0.95 * before + 0.05 * student.weight.detach(), atol=1e-7, rtol=0)
+    with pytest.raises(UserError, match=r"objective.ema_decay_end: 0.5 is outside \[ema_decay, 1\]"):
+        load_recipe(["maskedclip", "tiny"], [*TINY, *fields[:-1], "0.5"])
 
 
 def test_after_step__clamps_the_temperature(folder: Path) -> None:

@@ -5,6 +5,8 @@ H of them in the loss, D encoder width, E shared width, M texts.
 """
 
 import copy
+import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -134,10 +136,24 @@ class Distillation(nn.Module):
         )
 
 
+@dataclass(frozen=True)
+class TeacherDecay:
+    """Decay of a moving average from `begin` to `end` along a half cosine of the run, as BYOL (arXiv 2006.07733)."""
+
+    begin: float
+    end: float | None = None
+
+    def at(self, progress: float) -> float:
+        """The decay at a place of the run in [0, 1]; `begin` throughout where there is no end."""
+        if self.end is None:
+            return self.begin
+        return self.end - (self.end - self.begin) * (math.cos(math.pi * progress) + 1) / 2
+
+
 class MovingAverageTeacher(nn.Module):
     """A copy of encoder, bridge and projection that follows the trained ones; its state is part of a checkpoint."""
 
-    def __init__(self, model: MaskedCLIP, decay: float) -> None:
+    def __init__(self, model: MaskedCLIP, decay: TeacherDecay) -> None:
         super().__init__()
         self.decay = decay
         self.encoder = copy.deepcopy(model.encoder).requires_grad_(False)
@@ -147,9 +163,10 @@ class MovingAverageTeacher(nn.Module):
             self.image_projection.requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, model: MaskedCLIP, skipped: Tensor | None = None) -> None:
+    def follow(self, model: MaskedCLIP, skipped: Tensor | None = None, progress: float = 0.0) -> None:
         """teacher = decay x teacher + (1 - decay) x student, after an optimizer step that was not skipped."""
-        share: Any = 1 - self.decay if skipped is None else (1 - self.decay) * (1 - skipped)
+        share: Any = 1 - self.decay.at(progress)
+        share = share if skipped is None else share * (1 - skipped)
         for name in ("encoder", "bridge", "image_projection"):
             mine, theirs = getattr(self, name), getattr(model, name)
             if mine is None:

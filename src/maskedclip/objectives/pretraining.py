@@ -20,7 +20,7 @@ from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.standardise import statistics_paused
 from maskedclip.objectives.base import Batch, Losses, Report, Views
 from maskedclip.objectives.contrastive import Contrastive
-from maskedclip.objectives.distillation import Distillation, MovingAverageTeacher
+from maskedclip.objectives.distillation import Distillation, MovingAverageTeacher, TeacherDecay
 from maskedclip.objectives.masking import Masker
 from maskedclip.objectives.reconstruction import Reconstruction
 from maskedclip.objectives.running_mean import RunningMean
@@ -191,16 +191,17 @@ class PretrainingObjective(nn.Module):
         return self.weights[self._owner[loss]].at(progress) if loss in self._owner else 1.0
 
     @torch.no_grad()
-    def after_step(self, skipped: Tensor | None = None) -> None:
+    def after_step(self, skipped: Tensor | None = None, progress: float = 0.0) -> None:
         """Clamp the temperature and let the teacher follow, after each optimizer step.
 
         Args:
             skipped: 1.0 where the step left the weights as they were, (); the teacher then stays too.
+            progress: place of the step in the run, in [0, 1].
         """
         if self.model.logit_scale is not None:
             self.model.logit_scale.clamp_(max=self.max_log_scale)
         if self.teacher is not None:
-            self.teacher.follow(self.model, skipped)
+            self.teacher.follow(self.model, skipped, progress)
         for part in (*self.terms.values(), self.masker):
             if (after_step := getattr(part, "after_step", None)) is not None:
                 after_step(self.model, skipped)
@@ -279,7 +280,8 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
         masker = parts.find("masking", chosen.masking).build(chosen.chosen_masking, context)
         _check_parts(f"objective.masking {chosen.masking}", masker, recipe)
     _freeze_idle(model, recipe)
-    teacher = MovingAverageTeacher(model, chosen.ema_decay) if chosen.needs_teacher else None
+    decay = TeacherDecay(chosen.ema_decay, chosen.ema_decay_end)
+    teacher = MovingAverageTeacher(model, decay) if chosen.needs_teacher else None
     return PretrainingObjective(
         model,
         terms,

@@ -81,17 +81,17 @@ class Stepper:
         if self.skip_on_device:
             self._halted = skipped
             self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-            self._update(skipped)
+            self._update(skipped, progress)
         elif not bool(skipped):
-            self._update(None)
+            self._update(None, progress)
         else:
-            self.objective.after_step(skipped)  # parts forget what they saw in it
+            self.objective.after_step(skipped, progress)  # parts forget what they saw in it
         self.wrapped.zero_grad(set_to_none=True)
         return Outcome(losses, report, norm, skipped)
 
-    def _update(self, skipped: Tensor | None) -> None:
+    def _update(self, skipped: Tensor | None, progress: float) -> None:
         self.wrapped.step()
-        self.objective.after_step(skipped)
+        self.objective.after_step(skipped, progress)
         if self.average is not None:
             self.average.follow(skipped)
 

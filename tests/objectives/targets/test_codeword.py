@@ -14,6 +14,7 @@ from maskedclip.data.phantom import draw_phantom
 from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import build_model
 from maskedclip.objectives.base import Batch
+from maskedclip.objectives.distillation import TeacherDecay
 from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
 from maskedclip.objectives.targets import codeword
 from maskedclip.objectives.targets.codeword import Codeword, Options, Quantizer, codeword_loss, codeword_use
@@ -179,6 +180,19 @@ def test_after_step__both_averages_and_the_centre_follow_unless_skipped(skipped:
         torch.testing.assert_close(teacher, (1 - share) * old + share * student.detach(), atol=1e-7, rtol=1e-6)
     expected = centre if skipped == 1.0 else 0.75 * centre + 0.25 * logits
     torch.testing.assert_close(term.centre, expected, atol=1e-7, rtol=1e-6)
+
+
+def test_after_step__the_quantizers_average_follows_the_decay_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = _objective(decay=0.9)
+    term, batch = _term(objective), _batch(_noise(4))
+    monkeypatch.setattr(term, "decay", TeacherDecay(0.9, 1.0))
+    objective(batch, 0.5)
+    teacher, student = next(term.teacher_quantizer.parameters()), next(term.quantizer.parameters())
+    with torch.no_grad():
+        student.add_(1.0)
+    before = teacher.clone()
+    term.after_step(objective.model, None)
+    torch.testing.assert_close(teacher, 0.95 * before + 0.05 * student.detach(), atol=1e-7, rtol=1e-6)
 
 
 def test_after_step__a_skipped_step_with_broken_features_leaves_the_centre_whole() -> None:

@@ -26,6 +26,7 @@ from maskedclip.models.initialisation import initialise
 from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.models.vit import gather_patches
 from maskedclip.objectives.base import Losses, Report, Views
+from maskedclip.objectives.distillation import TeacherDecay
 from maskedclip.objectives.pretraining import BuildContext
 from maskedclip.parts import TermOptions
 from maskedclip.ranks import gather_rows
@@ -34,7 +35,7 @@ from maskedclip.recipe_sections import require
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TermOptions):
-    """Fields of `objective.terms.codeword`; the teacher's decay is `objective.ema_decay`."""
+    """Fields of `objective.terms.codeword`; the teacher's decay is `objective.ema_decay` (to `ema_decay_end`)."""
 
     masks: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
@@ -121,7 +122,7 @@ class Codeword(nn.Module):
 
     spans_batch = False
 
-    def __init__(self, options: Options, decoder: Decoder, quantizer: Quantizer, decay: float) -> None:
+    def __init__(self, options: Options, decoder: Decoder, quantizer: Quantizer, decay: TeacherDecay) -> None:
         super().__init__()
         self.options, self.decay = options, decay
         self.decoder, self.quantizer = decoder, quantizer
@@ -173,7 +174,8 @@ class Codeword(nn.Module):
     def after_step(self, model: MaskedCLIP, skipped: Tensor | None) -> None:
         """Let the teacher's quantizer and the centre follow, unless the step was skipped."""
         del model
-        share: Any = 1 - self.decay if skipped is None else (1 - self.decay) * (1 - skipped)
+        share: Any = 1 - self.decay.at(self._place or 0.0)
+        share = share if skipped is None else share * (1 - skipped)
         trained = self.quantizer.parameters()
         for teacher, student in zip(self.teacher_quantizer.parameters(), trained, strict=True):
             teacher.lerp_(student, share)
@@ -191,4 +193,5 @@ def build(options: Options, context: BuildContext) -> Codeword:
         out=width, width=sizes.feature_decoder_width, depth=options.depth, heads=sizes.feature_decoder_heads
     )
     quantizer = Quantizer(width, options.hidden, options.bottleneck, options.codewords)
-    return Codeword(options, decoder, quantizer, context.recipe.objective.ema_decay)
+    chosen = context.recipe.objective
+    return Codeword(options, decoder, quantizer, TeacherDecay(chosen.ema_decay, chosen.ema_decay_end))
