@@ -45,7 +45,7 @@ def _compose(args: argparse.Namespace) -> None:
     from maskedclip.console import say
     from maskedclip.data.store import open_store, refuse_volumes
     from maskedclip.deployment.composed_finetune import FinetuneSettings
-    from maskedclip.deployment.composed_report import table
+    from maskedclip.deployment.composed_report import table, verdict
     from maskedclip.deployment.composed_run import as_table, learn, tune
     from maskedclip.deployment.composed_saving import save_composed
     from maskedclip.deployment.composed_training import Settings
@@ -93,13 +93,14 @@ def _compose(args: argparse.Namespace) -> None:
     if done.report is not None:
         last += [f"test, {done.report['gallery']:,} photographs searched, without the one that was asked with:"]
         last += table(done.report)
+        last += [warning] if (warning := verdict(done.report)) else []
     run = args.run if tuned is None else args.out / "model"
     if tuned is not None:
-        last.append(f"the encoders were tuned: embed anew, maskedclip embed {run} --data STORE --out features.parquet")
+        last.append("the encoders were tuned: features of before do not fit them")
     say_next(
         *last,
-        f'next: maskedclip search features.parquet --model {run} --image eye.jpg --text "now with drusen" '
-        f"--head {args.out}",
+        f"next: maskedclip embed {run} --data {args.data[0]} --out features.parquet && "
+        f'maskedclip search features.parquet --model {run} --image eye.jpg --text "now with drusen" --head {args.out}',
     )
 
 

@@ -20,6 +20,7 @@ from maskedclip.data.store import open_store
 from maskedclip.deployment.composed import Combiner, SumHead, contrastive_loss
 from maskedclip.deployment.composed_features import image_directions, text_directions
 from maskedclip.deployment.composed_phantoms import draw_additions
+from maskedclip.deployment.composed_report import verdict
 from maskedclip.deployment.composed_run import learn
 from maskedclip.deployment.composed_saving import read_composed, save_composed
 from maskedclip.deployment.composed_training import Features, Settings, ranks, reference_first, train_combiner
@@ -338,7 +339,20 @@ def test_compose__trains_keeps_its_triplets_and_says_what_is_next(
     assert status(*again, "--out", tmp_path / "sum", "--method", "sum") == 0
     said = capsys.readouterr().out
     assert "words alone" in said
-    assert said.splitlines()[-1].startswith("next: maskedclip search ")
+    last = said.splitlines()[-1]
+    assert last.startswith(f"next: maskedclip embed {trained_run} --data {trained_store} --out features.parquet && ")
+    assert f"maskedclip search features.parquet --model {trained_run} " in last
+
+
+def test_verdict__warns_where_a_simpler_way_finds_as_much() -> None:
+    def report(**values: float) -> dict[str, Any]:
+        return {"recall": {way: {"R@1": {"value": value}} for way, value in values.items()}}
+
+    assert verdict(report(combiner=0.5, sum=0.4, image=0.1, text=0.3)) is None
+    assert "words alone finds as many (R@1 0.600, the combiner 0.500)" in str(
+        verdict(report(combiner=0.5, sum=0.4, image=0.1, text=0.6))
+    )
+    assert "photograph alone" in str(verdict(report(sum=0.2, image=0.2, text=0.1)))
 
 
 def test_compose__tunes_a_copy_of_the_encoders(
@@ -389,6 +403,10 @@ def test_search__a_head_puts_picture_and_words_together(
     order = [store.ids[row] for row in np.argsort(-(vectors @ query), kind="stable") if row != 6]
     for line in found:
         assert [hit["id"] for hit in line["hits"]][:5] == order[:5]
+    groups = tmp_path / "groups.parquet"
+    pq.write_table(pq.read_table(features), groups, row_group_size=4)
+    assert status(asked[0], groups, *asked[2:], "--id", store.ids[6], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["hits"] == found[1]["hits"]
     assert status(*asked, "--id", store.ids[6]) == 0
     assert '"now with red" (by head)' in capsys.readouterr().out
 

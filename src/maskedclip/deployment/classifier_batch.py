@@ -76,7 +76,7 @@ def classify_inputs(classifier: Classifier, data: Sequence[str | Path], tally: T
     Raises:
         UserError: there is nothing of a name, or nothing at all can be read.
     """
-    opened = [(str(entry), _opened(entry)) for entry in data]
+    opened = [(str(entry), open_inputs(entry)) for entry in data]
     total = sum(len(inputs) for _, inputs in opened)
     with bar("classify", total) as shown:
         for name, inputs in opened:
@@ -95,13 +95,6 @@ def classify_inputs(classifier: Classifier, data: Sequence[str | Path], tally: T
         first = tally.rejected[0]
         others = "" if len(tally.rejected) == 1 else f"; none of {len(tally.rejected):,} photographs can be read"
         raise UserError(f"{first.id}: {first.reason}{others}")
-
-
-def _opened(entry: str | Path) -> Inputs:
-    try:
-        return open_inputs(entry)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--data ")) from None
 
 
 def _naming(name: str, inputs: Inputs, count: int) -> Callable[[str], str]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from maskedclip.deployment.composed import RetrievalHead
@@ -53,7 +52,12 @@ def _of_rows(index: SearchIndex, rows: Sequence[int]) -> np.ndarray:
             f"{index.path}: has no output {_OUTPUT}, which a head reads of a row; embed with --outputs "
             "bridge,projected, or give the photograph with --image"
         )
-    values = file.read(columns=[_OUTPUT]).column(_OUTPUT).take(pa.array(rows)).to_pylist()
+    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+    values = []
+    for row in rows:  # a file may hold a million rows, and few are asked with
+        group = int(np.searchsorted(ends, row, side="right"))
+        column = file.read_row_group(group, columns=[_OUTPUT]).column(_OUTPUT)
+        values.append(column[row - int(ends[group])].as_py())  # counted from the group's end
     found = np.array([value if value is not None else [np.nan] for value in values], np.float32)
     if found.ndim != 2 or not np.isfinite(found).all():
         raise UserError(f"{index.path}: a row that is asked with has no {_OUTPUT} feature; embed again")

@@ -14,6 +14,7 @@ from maskedclip.evaluation.statistics import Distribution, cluster_weights, diff
 
 WAYS = ("combiner", "sum", "image", "text")
 _REPLICATES = 1000
+_NAMES = {"combiner": "combiner", "sum": "sum", "image": "photograph alone", "text": "words alone"}
 
 
 def judge(
@@ -75,13 +76,26 @@ def recall(values: NDArray[np.int64], k: int, weights: NDArray, support: float) 
 
 def table(report: Mapping[str, Any]) -> list[str]:
     """The report for a terminal, line by line."""
-    names = {"combiner": "combiner", "sum": "sum", "image": "photograph alone", "text": "words alone"}
     ks = list(next(iter(report["recall"].values())))
     lines = [f"{'':18}" + "".join(f"{k:>22}" for k in ks)]
     for way, row in report["recall"].items():
         cells = [f"{row[k]['value']:.3f} ({_end(row[k]['low'])}-{_end(row[k]['high'])})" for k in ks]
-        lines.append(f"{names[way]:18}" + "".join(f"{cell:>22}" for cell in cells))
+        lines.append(f"{_NAMES[way]:18}" + "".join(f"{cell:>22}" for cell in cells))
     return lines
+
+
+def verdict(report: Mapping[str, Any]) -> str | None:
+    """A warning where a simpler way finds as much as the trained head on the test triplets; None where none does."""
+    first = next(iter(report["recall"]))
+    k = next(iter(report["recall"][first]))
+    values = {way: row[k]["value"] for way, row in report["recall"].items()}
+    best = max((way for way in values if way != first), key=lambda way: values[way], default=None)
+    if best is None or values[best] < values[first]:
+        return None
+    return (
+        f"{_NAMES[best]} finds as many ({k} {values[best]:.3f}, the {_NAMES[first]} {values[first]:.3f}): this head is "
+        "not worth its training; tune the encoders too (--finetune 200), or search without it"
+    )
 
 
 def _end(value: float | None) -> str:

@@ -186,9 +186,7 @@ def open_inputs(
     if volumes:
         store = open_store(path) if is_store else None
         if store is None or store.kind != "volumes":
-            raise UserError(
-                f"--data {data}: the model reads volumes; give a store that `maskedclip curate-volumes` made"
-            )
+            raise UserError(f"{data}: the model reads volumes; give a store that `maskedclip curate-volumes` made")
         return VolumeInputs(path, store)
     if path.is_dir():
         if is_store:
@@ -200,7 +198,7 @@ def open_inputs(
     if not path.is_file():
         if (address.member is not None or address.frame is not None) and Path(address.file).is_file():
             return inputs_files.of_image(str(data))
-        raise UserError(f"--data {data}: no such store or folder, manifest, list, archive or image")
+        raise UserError(f"{data}: no such store or folder, manifest, list, archive or image")
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")):
         return inputs_files.of_manifest(path, encoding, allow_outside=allow_outside)

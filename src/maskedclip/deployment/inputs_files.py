@@ -91,7 +91,7 @@ def of_folder(folder: Path) -> Inputs:
     remarks = list(found.remarks)
     files = sayable(found.files, "", remarks)
     if not files:
-        raise UserError(f"--data {folder}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{folder}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
     unlisted = [Rejected(written_name(remark.name), remark.reason) for remark in remarks]
     return FileInputs(folder, folder, _table([written_name(file) for file in files]), list(found.notes), unlisted)
 
@@ -119,10 +119,10 @@ def of_list(path: Path, encoding: str) -> Inputs:
     try:
         lines = path.read_text(encoding=encoding).removeprefix("\ufeff").split("\n")
     except (UnicodeError, LookupError) as error:
-        raise UserError(f"--data {path}: is no text in {encoding} ({error}); give its encoding, --encoding") from None
+        raise UserError(f"{path}: is no text in {encoding} ({error}); give its encoding, --encoding") from None
     given = [line.strip() for line in lines if line.strip()]
     if not given:
-        raise UserError(f"--data {path}: is empty; write the path of an image on each line")
+        raise UserError(f"{path}: is empty; write the path of an image on each line")
     names = list(dict.fromkeys(given))
     notes = [f"{len(given) - len(names):,} lines repeat an earlier one"] if len(names) < len(given) else []
     root = path.parent
@@ -131,9 +131,7 @@ def of_list(path: Path, encoding: str) -> Inputs:
         root = Path()
         notes.append("paths of the list are seen from the working directory")
     if len(names) == 1 and not is_url(first) and not (root / first).exists():
-        raise UserError(
-            f"--data {path}: is read as a list of paths, one a line; its only line, {names[0][:60]!r}, is no file"
-        )
+        raise UserError(f"{path}: is read as a list of paths, one a line; its only line, {names[0][:60]!r}, is no file")
     return FileInputs(path, root, _table(names), notes)
 
 
