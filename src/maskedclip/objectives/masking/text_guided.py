@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskedclip.errors import UserError
 from maskedclip.models.attention_maps import running_statistics, text_response, without_weight_cache
 from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.objectives._disease_prompts import DiseasePrompts
 from maskedclip.objectives.base import Views
 from maskedclip.objectives.masking import MaskContext, _noise
 from maskedclip.parts import MaskingOptions
@@ -35,7 +36,7 @@ class Options(MaskingOptions):
     them (data.pairs), and noise where none was."""
     prompts: dict[str, str] = field(default_factory=dict)
     """A sentence for each finding, e.g. {drusen: "a fundus photograph with drusen"}.  An image takes those of its
-    positive labels (data.labels, where its name is one); or else all, weighted by softmax(cos / 0.07)."""
+    positive labels (data.labels); or else those that its labels do not deny, weighted by softmax(cos / 0.07)."""
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
@@ -64,13 +65,8 @@ class TextGuidedMasker(nn.Module):
     def __init__(self, options: Options, model: MaskedCLIP, labels: tuple[str, ...]) -> None:
         super().__init__()
         self.options = options
-        ids = mask = torch.zeros(0, 1, dtype=torch.int64)
-        if options.prompts:
-            assert model.tokenizer is not None
-            ids, mask = model.tokenizer(list(options.prompts.values()))
-        self.ids, self.mask = nn.Buffer(ids, persistent=False), nn.Buffer(mask, persistent=False)
         names = [label.removeprefix("label.") for label in labels]
-        self.columns = [names.index(name) if name in names else -1 for name in options.prompts]
+        self.prompts = DiseasePrompts(options.prompts, names, model, _SHARPNESS) if options.prompts else None
 
     def score(self, context: MaskContext) -> Tensor:
         """Scores by response where there is a text, and by noise elsewhere, (B, L).
@@ -101,32 +97,16 @@ class TextGuidedMasker(nn.Module):
 
     def _by_prompts(self, views: Views) -> tuple[Tensor, Tensor]:
         """Response (b, L) of the images without texts to the prompts, and for which of them it holds (b,)."""
-        model, encoder = views.model, views.model.text_encoder
-        assert encoder is not None
-        tokens = views.unpaired_tokens
-        hidden = encoder.hidden(self.ids, self.mask)  # (P, T, W)
-        prompts = encoder.project(encoder.pool_hidden(hidden, self.mask))
-        weights = (model.project(tokens) @ prompts.T / _SHARPNESS).softmax(dim=1)  # (b, P)
-        positive = self._positive(views)
-        if positive is not None:
-            count = positive.sum(dim=1, keepdim=True)
-            weights = torch.where(count > 0, positive / count.clamp(min=1), weights)
-        patches = model.encoder.patches(tokens)
+        model, prompts = views.model, self.prompts
+        assert prompts is not None
+        hidden = prompts.hidden(model)  # (P, T, W)
+        patches = model.encoder.patches(views.unpaired_tokens)
+        weights = prompts.weights(model, patches, hidden, views.batch)  # (b, P)
         response = patches.new_zeros(patches.shape[:2], dtype=torch.float32)
         for prompt, weight in enumerate(weights.T):
-            words, real = (part[prompt].expand(len(patches), *part.shape[1:]) for part in (hidden, self.mask))
+            words, real = (part[prompt].expand(len(patches), *part.shape[1:]) for part in (hidden, prompts.mask))
             response += weight[:, None] * text_response(model, patches, words, real)
         return response, torch.ones(len(patches), dtype=torch.bool, device=patches.device)
-
-    def _positive(self, views: Views) -> Tensor | None:
-        """1 where a prompt's label is known to be positive, (b, P); None without labels."""
-        labels = views.batch.labels
-        if labels is None or max(self.columns) < 0:
-            return None
-        rows = labels[views.batch.num_paired :]
-        unknown = rows.new_zeros(len(rows))
-        columns = [rows[:, column] if column >= 0 else unknown for column in self.columns]
-        return (torch.stack(columns, dim=1) > 0).float()
 
     def _by_retrieved(self, views: Views) -> tuple[Tensor, Tensor]:
         """Response (b, L) of the images without texts to their retrieved ones, and which have one (b,)."""
