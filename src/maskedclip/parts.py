@@ -60,6 +60,8 @@ class TermOptions:
     """Whether it needs the texts of the paired images."""
     reads_loose: ClassVar[bool] = False
     """Whether it also reads texts without images (data.texts)."""
+    reads_documents: ClassVar[bool] = False
+    """Whether it reads several images and texts of a patient together (data.images_per_document)."""
     masks: ClassVar[bool] = False
     """Whether it reads the masked pass."""
     shares_space: ClassVar[bool] = False

@@ -46,6 +46,12 @@ class Recipe:
             "data.texts: no loss of this recipe reads texts without images; add mlm, entity_mlm or causal to "
             "objective.terms, or leave data.texts out",
         )
+        require(
+            self.data.images_per_document == 1
+            or any(term.reads_documents for term in self.objective.term_options.values()),
+            "data.images_per_document: no loss of this recipe reads several images together; add lcl to "
+            "objective.terms, or give 1",
+        )
 
         require(
             self.data.pairs is None or self.reads_text,

@@ -44,6 +44,8 @@ class DataRecipe:
     """Its columns that make a text, joined in this order."""
     batch_texts: int = 0
     """Texts without images a step, all ranks together."""
+    images_per_document: int = 1
+    """Paired images of one patient that come together at most, for losses that read documents (lcl)."""
     crop_scale_paired: tuple[float, float] = (0.2, 1.0)
     """Area range of the random resized crop of images with text; a small crop can lose the named lesion."""
     crop_scale_unpaired: tuple[float, float] = (0.2, 1.0)
@@ -85,6 +87,10 @@ class DataRecipe:
             0 < self.text_fraction <= 1, f"data.text_fraction: {self.text_fraction} is outside (0, 1]; 0.25 keeps 25 %"
         )
         require(self.context_length >= 4, "data.context_length: too short; give 4 tokens or more")
+        require(
+            self.images_per_document >= 1,
+            f"data.images_per_document: {self.images_per_document} is below 1; give e.g. 2",
+        )
         require(self.batch_texts >= 0, f"data.batch_texts: {self.batch_texts} is negative; give 0 or more")
         require(
             self.texts is None or self.batch_texts > 0, "data.batch_texts: 0, so data.texts is not read; give e.g. 16"

@@ -37,7 +37,7 @@ class HostBatch:
     text_ids, text_mask: the distinct texts, int64 (U, T), U at most B_p (some rows may be padding), T the longest's
     tokens; text_index: which of them belongs to each paired image, int64 (B_p,); text_key: int64 (B_p,), equal where
     the normalised texts are equal; None where the recipe reads no texts.
-    labels, loose_*, retrieved_*, modality: as in `objectives.base.Batch`; None where the recipe asks for none.
+    document, labels, loose_*, retrieved_*, modality: as in `objectives.base.Batch`; None where none is asked for.
     substituted: samples that could not be decoded and were replaced by their neighbour in the store.
     """
 
@@ -51,6 +51,7 @@ class HostBatch:
     text_mask: Tensor | None = None
     text_index: Tensor | None = None
     text_key: Tensor | None = None
+    document: Tensor | None = None
     labels: Tensor | None = None
     loose_ids: Tensor | None = None
     loose_mask: Tensor | None = None
@@ -79,6 +80,9 @@ class StepDataset(Dataset[HostBatch]):
         self.rank, self.world = rank, world
         self.sampler, self.loose = StepSampler(pools, recipe), pools.loose
         columns = column_names(store, recipe.data.labels)
+        self.patients = None
+        if recipe.data.images_per_document > 1:
+            self.patients = store.patient_codes(np.arange(len(store)))[0]
         self.labels = torch.from_numpy(label_columns(store, columns)) if columns else None
         pairs = recipe.data.pairs
         self.retrieved = None if pairs is None else RetrievedTexts.read(Path(pairs), store)
@@ -111,6 +115,8 @@ class StepDataset(Dataset[HostBatch]):
                 for row, key in zip(paired.tolist(), keys.tolist(), strict=False)
             ]
             self._add_texts(batch, texts, self.tokenizer)
+            if self.patients is not None:
+                batch.document = torch.from_numpy(documents(self.patients[paired], data.images_per_document))
         if self.tokenizer is not None and self.loose is not None:
             places = self.sampler.texts(step, self.rank, self.world)
             own_keys = randomness.sample_keys(self.recipe.seed, step, places + _LOOSE_PLACE)
@@ -167,6 +173,18 @@ class StepDataset(Dataset[HostBatch]):
         raise UserError(
             f"--data: 100 images from row {row} on cannot be decoded; the store is damaged, curate it again"
         )
+
+
+def documents(patients: np.ndarray, images: int) -> np.ndarray:
+    """Number of the document of each paired image, int64 (b,), from the numbers of their patients (b,).
+
+    Of each `images` places, from the first on, those that follow each other and are one patient's make a document: a
+    rank's share, a multiple of `images`, cuts none.
+    """
+    begins = np.ones(len(patients), bool)
+    begins[1:] = patients[1:] != patients[:-1]
+    begins[::images] = True
+    return np.cumsum(begins) - 1
 
 
 def step_loader(dataset: StepDataset, start: int, stop: int) -> Iterator[HostBatch]:

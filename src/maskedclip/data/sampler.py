@@ -20,15 +20,21 @@ _PAIRED, _UNPAIRED, _LOOSE = 1, 2, 3
 class EndlessShuffle:
     """The endless line of a pool's rows."""
 
-    def __init__(self, rows: np.ndarray, seed: int, stream: int) -> None:
+    def __init__(self, rows: np.ndarray, seed: int, stream: int, groups: np.ndarray | None = None) -> None:
+        """groups: a number of each row, int64 (n,); rows of one number then follow each other.  None: all apart."""
         self.rows = rows.astype(np.int64)
-        self.seed, self.stream = seed, stream
+        self.seed, self.stream, self.groups = seed, stream, groups
         self._cached: tuple[int, np.ndarray] | None = None
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         if self._cached is None or self._cached[0] != epoch:
             words = np.random.SeedSequence([self.seed, self.stream, epoch])
-            shuffled = np.random.Generator(np.random.Philox(words)).permutation(self.rows)
+            random = np.random.Generator(np.random.Philox(words))
+            if self.groups is None:
+                shuffled = random.permutation(self.rows)
+            else:
+                order, place = random.permutation(len(self.rows)), random.permutation(int(self.groups.max()) + 1)
+                shuffled = self.rows[order[np.argsort(place[self.groups[order]], kind="stable")]]
             self._cached = (epoch, shuffled)
         return self._cached[1]
 
@@ -48,12 +54,14 @@ class Pools:
     """Rows that a recipe trains on.
 
     paired, unpaired: row numbers, int64.  patients_with_text: kept, and in all.  loose: texts without images.
+    patients: a number of each paired row's patient, int64; None where the recipe reads no documents.
     """
 
     paired: np.ndarray
     unpaired: np.ndarray
     patients_with_text: tuple[int, int]
     loose: LooseTexts | None = None
+    patients: np.ndarray | None = None
 
     def summary(self) -> str:
         """One line for a person."""
@@ -72,7 +80,10 @@ def make_pools(store: Store, recipe: Recipe) -> Pools:
         UserError: a pool that the recipe draws from is empty, or data.texts cannot be read.
     """
     check_kind(store, recipe)
-    return replace(_image_pools(store, recipe), loose=loose_texts(recipe))
+    pools = replace(_image_pools(store, recipe), loose=loose_texts(recipe))
+    if recipe.data.images_per_document > 1:
+        return replace(pools, patients=store.patient_codes(pools.paired)[0])
+    return pools
 
 
 def check_kind(store: Store, recipe: Recipe) -> None:
@@ -140,11 +151,14 @@ def _image_pools(store: Store, recipe: Recipe) -> Pools:
 
 
 class StepSampler:
-    """The rows of a step: paired images first, then unpaired ones; and its texts without images."""
+    """The rows of a step: paired images first, then unpaired ones; and its texts without images.
+
+    Of a recipe that reads documents, paired rows of a patient follow each other.
+    """
 
     def __init__(self, pools: Pools, recipe: Recipe) -> None:
         self.batch_paired, self.batch_unpaired = recipe.batch_sizes
-        self._paired = EndlessShuffle(pools.paired, recipe.seed, _PAIRED)
+        self._paired = EndlessShuffle(pools.paired, recipe.seed, _PAIRED, pools.patients)
         self._unpaired = EndlessShuffle(pools.unpaired, recipe.seed, _UNPAIRED)
         self.batch_texts = recipe.data.batch_texts
         self._loose = EndlessShuffle(np.arange(len(pools.loose.texts) if pools.loose else 0), recipe.seed, _LOOSE)
@@ -171,6 +185,12 @@ def check_ranks(recipe: Recipe, world: int) -> None:
     """
     parts = recipe.training.micro_batches
     shares = world * parts
+    images = recipe.data.images_per_document
+    if recipe.batch_sizes[0] % (world * images):
+        raise UserError(
+            f"data.batch_paired: {recipe.batch_sizes[0]} does not divide over {world} ranks of documents of {images} "
+            f"images (data.images_per_document); give a multiple of {world * images}"
+        )
     sizes = (*recipe.batch_sizes, recipe.data.batch_texts)
     for name, batch in zip(("batch_paired", "batch_unpaired", "batch_texts"), sizes, strict=True):
         if batch % shares:

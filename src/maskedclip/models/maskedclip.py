@@ -194,7 +194,9 @@ def _text_parts(recipe: Recipe, texts: Sequence[str], patches: int) -> tuple[nn.
         width=chosen.small_text_width,
         depth=chosen.small_text_depth,
         heads=chosen.small_text_heads,
-        positions=recipe.data.context_length + (patches + 1 if chosen.text_causal else 0),  # a text beside an image
+        # A causal tower reads texts beside images.
+        positions=recipe.data.images_per_document
+        * (recipe.data.context_length + (patches + 1 if chosen.text_causal else 0)),
     )
     bert = bert_from_config(config)
     initialise(bert)

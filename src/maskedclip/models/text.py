@@ -145,10 +145,16 @@ class TextEncoder(nn.Module):
             ids = ids.scatter(1, _last(mask), self.soi)
         return self.bert(input_ids=ids, attention_mask=self._attention_mask(mask)).last_hidden_state
 
-    def read(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """The last layer of embedded tokens (U, S, W), real where `mask` (U, S) is 1; padding counts no position."""
+    def read(self, embeddings: Tensor, mask: Tensor, document: Tensor | None = None) -> Tensor:
+        """The last layer of embedded tokens (U, S, W), real where `mask` (U, S) is 1; padding counts no position.
+
+        document: int64 (U, S), where rows hold several: each begins at position 0 and sees itself alone.  None is one.
+        """
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        attention = self._attention_mask(mask)
+        if document is not None:
+            begins = torch.cat([torch.ones_like(document[:, :1]), (document.diff(dim=1) != 0).long()], dim=1)
+            positions = positions - (positions * begins).cummax(dim=1).values
+        attention = self._attention_mask(mask, document)
         return self.bert(inputs_embeds=embeddings, attention_mask=attention, position_ids=positions).last_hidden_state
 
     @property
@@ -163,7 +169,7 @@ class TextEncoder(nn.Module):
         weight = mask[:, :, None].to(hidden.dtype)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
-    def _attention_mask(self, mask: Tensor) -> Tensor:
+    def _attention_mask(self, mask: Tensor, document: Tensor | None = None) -> Tensor:
         """The mask as BERT's attention adds it, (U, 1, 1, T): of a plain one it asks the device whether all is real."""
         config: Any = self.bert.config
         if config.model_type != "bert":
@@ -172,6 +178,8 @@ class TextEncoder(nn.Module):
         if self.causal:
             places = torch.arange(mask.shape[1], device=mask.device)
             real = real & (places <= places[:, None])  # (U, 1, T, T)
+        if document is not None:
+            real = real & (document[:, None, :, None] == document[:, None, None, :])
         if config._attn_implementation == "sdpa":
             return real
         kind = mask.device.type

@@ -35,6 +35,7 @@ class Batch:
     text_ids, text_mask: distinct texts, int64 (U, T).  text_index: which of them belongs to each paired image, int64
     (B_p,); None: the texts are in the order of the images.  text_key: equal where the normalised texts are equal,
     int64 (B_p,).
+    document: a number that consecutive paired images of one patient share, int64 (B_p,); None where no loss reads any.
     labels: of the columns that the recipe names, NaN where unknown, float (B, C).
     loose_ids, loose_mask: texts without images, int64 (N, T).
     retrieved_ids, retrieved_mask: texts that were retrieved for images without their own, int64 (R, T);
@@ -51,6 +52,7 @@ class Batch:
     text_mask: Tensor | None = None
     text_index: Tensor | None = None
     text_key: Tensor | None = None
+    document: Tensor | None = None
     labels: Tensor | None = None
     loose_ids: Tensor | None = None
     loose_mask: Tensor | None = None

@@ -2,7 +2,9 @@
 
 Each pair is laid out image first or text first.  Where the text is first, the state at soi has read the text and not
 the image: it is drawn to the image's pooled feature.  Where the image is first, the text is predicted from image
-tokens, the model's projection of each patch.  b pairs, L patches, T tokens, W width of the text tower, E shared width.
+tokens, the model's projection of each patch.  With `data.images_per_document` above 1, pairs of a patient make one
+interleaved document, and each soi that does not begin one has read all before it.  b pairs, L patches, T tokens, W
+width of the text tower, E shared width.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from maskedclip import randomness
 from maskedclip.errors import UserError
 from maskedclip.models.standardise import BatchStandardise
 from maskedclip.objectives.base import Losses, Report, Views
+from maskedclip.objectives.image_text._documents import Documents, lay_out_documents
 from maskedclip.objectives.image_text._masked_contrast import masked_contrast
 from maskedclip.objectives.image_text._sequences import Sequences, lay_out
 from maskedclip.objectives.texts._next_token import LanguageHead, causal_tower
@@ -43,6 +46,7 @@ class Options(TermOptions):
     """Predict the texts of data.texts too, with the same decoder and head, where the recipe names them."""
     reads_text: ClassVar[bool] = True
     reads_loose: ClassVar[bool] = True
+    reads_documents: ClassVar[bool] = True
     shares_space: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -62,9 +66,18 @@ class Lcl(nn.Module):
     """The decoder reads image tokens, so a part of a batch has no features from which the rest could be had."""
     spans_batch = False
 
-    def __init__(self, options: Options, *, embed_dim: int, width: int, vocabulary: int, soft_targets: bool) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        embed_dim: int,
+        width: int,
+        vocabulary: int,
+        soft_targets: bool,
+        images_per_document: int = 1,
+    ) -> None:
         super().__init__()
-        self.options, self.soft_targets = options, soft_targets
+        self.options, self.soft_targets, self.images_per_document = options, soft_targets, images_per_document
         # [ours]: where both are as wide, as in the paper, the projection's tokens are read as they are
         self.widen = nn.Identity() if embed_dim == width else nn.Linear(embed_dim, width, bias=False)
         self.eoi = nn.Parameter(torch.randn(width) * 0.02)
@@ -78,20 +91,23 @@ class Lcl(nn.Module):
         assert key is not None
         text_first = randomness.uniform(batch.keys[: batch.num_paired] ^ _STREAM, 1)[:, 0] < options.text_first
         rows = self.sequences(views, text_first)
-        states = tower.read(rows.embeddings, rows.real)  # (b, S, W)
+        if isinstance(rows, Documents):
+            states, takes_part = tower.read(rows.embeddings, rows.real, rows.document), rows.in_context  # (R, N, W)
+        else:
+            states, takes_part = tower.read(rows.embeddings, rows.real), text_first  # (b, S, W)
         generation = self._generation(views, states, rows)
         image, text = views.paired_embedding, self._at_soi(views, states, rows)
-        contrast = masked_contrast(image, text, key, text_first, model.scale, soft_targets=self.soft_targets)
+        contrast = masked_contrast(image, text, key, takes_part, model.scale, soft_targets=self.soft_targets)
         with torch.no_grad():
-            cosines = (image @ text.T).masked_fill(~text_first, -2.0)
+            cosines = (image @ text.T).masked_fill(~takes_part, -2.0)
             right = (key[cosines.argmax(dim=1)] == key).float()
-            accuracy = (right * text_first).sum() / text_first.sum().clamp(min=1)
+            accuracy = (right * takes_part).sum() / takes_part.sum().clamp(min=1)
         report = {"lcl_generation": generation, "lcl_contrast": contrast, "lcl_accuracy": accuracy}
         loss = options.generation * generation + options.contrast * contrast
         return {"lcl": loss}, report | {"logit_scale": model.scale.detach()}
 
-    def sequences(self, views: Views, text_first: Tensor) -> Sequences:
-        """Lay out the step's pairs; text_first: bool (b,)."""
+    def sequences(self, views: Views, text_first: Tensor) -> Sequences | Documents:
+        """Lay out the step's pairs, or its documents; text_first: bool (b,)."""
         batch, model = views.batch, views.model
         tower, projection = model.text_encoder, model.image_projection
         assert tower is not None
@@ -102,18 +118,24 @@ class Lcl(nn.Module):
         if index is not None:
             ids, mask = ids[index], mask[index]
         image = self.widen(projection(model.encoder.patches(views.paired_tokens)))
-        return lay_out(tower.words, ids, mask, image, self.eoi, text_first, tower.soi)
+        given = (tower.words, ids, mask, image, self.eoi, text_first, tower.soi)
+        if self.images_per_document == 1:
+            return lay_out(*given)
+        assert batch.document is not None
+        assert batch.text_key is not None
+        return lay_out_documents(*given, batch.document, batch.text_key, self.images_per_document)
 
-    def _at_soi(self, views: Views, states: Tensor, rows: Sequences) -> Tensor:
-        """The texts' features, unit length, (b, E); rows whose image is first have none that means anything."""
+    def _at_soi(self, views: Views, states: Tensor, rows: Sequences | Documents) -> Tensor:
+        """The texts' features, unit length, (b, E); where nothing is before soi they mean nothing."""
         tower = views.model.text_encoder
         assert tower is not None
         if isinstance(tower.standardise, BatchStandardise):
             # its statistics shall be those of texts: the same states, but of all rows, from a pass without images
             return views.text_embedding
-        return tower.project(states[torch.arange(len(states), device=states.device), rows.soi])
+        pairs = torch.arange(len(rows.soi), device=states.device)
+        return tower.project(states[pairs // self.images_per_document, rows.soi])
 
-    def _generation(self, views: Views, states: Tensor, rows: Sequences) -> Tensor:
+    def _generation(self, views: Views, states: Tensor, rows: Sequences | Documents) -> Tensor:
         """Nats a token, over both orders and the loose texts."""
         batch, tower = views.batch, views.model.text_encoder
         assert tower is not None
@@ -136,12 +158,19 @@ def build(options: Options, context: "BuildContext") -> Lcl:
     model = context.model
     tower = causal_tower(model, "lcl")
     positions: int = tower.config["max_position_embeddings"]
-    needed = model.config.text_length + model.encoder.num_patches + 1
+    images = context.recipe.data.images_per_document
+    needed = images * (model.config.text_length + model.encoder.num_patches + 1)
     if needed > positions:
+        several = f", {images} times," if images > 1 else ""
         raise UserError(
             f"objective.terms.lcl: a text of {model.config.text_length} tokens and an image of "
-            f"{model.encoder.num_patches} need {needed} positions, and the text encoder has {positions}; lower "
-            "data.context_length or data.size, or take model.text_encoder small"
+            f"{model.encoder.num_patches}{several} need {needed} positions, and the text encoder has {positions}; "
+            "lower data.context_length, data.size or data.images_per_document, or take model.text_encoder small"
+        )
+    if images > 1 and isinstance(tower.standardise, BatchStandardise):
+        raise UserError(
+            "data.images_per_document: a state within a document cannot be standardised with the texts of a batch; set "
+            "model.projection_norm none, or give 1"
         )
     assert model.config.embed_dim is not None
     return Lcl(
@@ -150,4 +179,5 @@ def build(options: Options, context: "BuildContext") -> Lcl:
         width=tower.config["hidden_size"],
         vocabulary=tower.config["vocab_size"],
         soft_targets=context.recipe.objective.soft_targets,
+        images_per_document=images,
     )
