@@ -51,7 +51,9 @@ def test_dae__trains_validates_and_evaluates_by_the_verbs(run: Path, store: Path
     assert status("evaluate", run, "--data", store, "--out", tmp_path / "e", "--replicates", "20") == 0
     results = json.loads((tmp_path / "e" / "results.json").read_text())
     assert 0 <= results["linear"]["encoder"]["per_label"]["ball"]["auroc"]["value"] <= 1
-    assert (tmp_path / "e" / "report.html").is_file()
+    report = (tmp_path / "e" / "report.html").read_text()
+    assert "Labels and their test volumes" in report
+    assert "16 voxels a side" in report
 
 
 def test_embed__writes_the_features_of_volumes_that_evaluation_reads(

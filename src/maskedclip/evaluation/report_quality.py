@@ -126,7 +126,7 @@ def subgroups(subject: Subject) -> str:
                 for group, entry in groups.items()
             ]
             caption = f"{PROTOCOLS.get(protocol, protocol)} by {label_name(column)}: macro AUROC"
-            columns_shown = ("group", "images", "patients", "AUROC", "minus the rest")
+            columns_shown = ("group", subject.unit, "patients", "AUROC", "minus the rest")
             parts.append(Table(caption=caption, columns=columns_shown, rows=rows).render())
     return "".join(parts) + paragraph(
         "A macro AUROC is the mean over the labels that are defined in a group, so groups with other labels are not "
@@ -143,7 +143,7 @@ def few_labels(subject: Subject) -> str:
     """
     charts = []
     for protocol, x_name, percent in (
-        ("fewshot", "training images of each class", False),
+        ("fewshot", f"training {subject.unit} of each class", False),
         ("label_efficiency", "training patients with labels", True),
     ):
         section = subject.main.results.get(protocol, {})

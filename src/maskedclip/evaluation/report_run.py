@@ -138,12 +138,12 @@ def _data(subject: Subject, recorded: Mapping[str, Any]) -> list[tuple[str, str]
     entries = [
         ("store", ", ".join(stores) or _UNKNOWN),
         ("fingerprint", recorded.get("data", {}).get("fingerprint", _UNKNOWN)),
-        ("paired images", _UNKNOWN if paired is None else f"{paired:,}{patients}"),
-        ("unpaired images", _count(recorded.get("unpaired_images"))),
+        (f"paired {subject.unit}", _UNKNOWN if paired is None else f"{paired:,}{patients}"),
+        (f"unpaired {subject.unit}", _count(recorded.get("unpaired_images"))),
     ]
     if subject.recipe.reads_text:
         entries.append(("distinct texts", _count(recorded.get("distinct_texts"))))
-        entries.append(("paired images whose text was cut", _UNKNOWN if cut is None else f"{cut:.1%}"))
+        entries.append((f"paired {subject.unit} whose text was cut", _UNKNOWN if cut is None else f"{cut:.1%}"))
     if subject.store is not None:
         rows = ", ".join(f"{len(subject.store.rows(split)):,} {split}" for split in ("train", "val", "test"))
         entries.append(("rows of the store shown here", rows))
@@ -161,7 +161,10 @@ def _method(recipe: Recipe) -> list[tuple[str, str]]:
         ("method", method_name(recipe)),
         ("loss", total),
         *([("masking", f"{objective.masking}, {objective.mask_ratio:.0%} hidden")] if objective.masks else []),
-        ("images a step", f"{paired} paired + {unpaired} unpaired, {data.size} px"),
+        (
+            "volumes a step" if model.reads_volumes else "images a step",
+            f"{paired} paired + {unpaired} unpaired, {data.size} {'voxels' if model.reads_volumes else 'px'} a side",
+        ),
         ("image encoder f", model.image_encoder + (f" ({options})" if options else "")),
         ("its first weights", "fresh" if model.image_weights is None else Path(model.image_weights).name),
     ]

@@ -88,6 +88,11 @@ class Subject:
     seed: int
 
     @property
+    def unit(self) -> str:
+        """What a row of the store is, in the plural."""
+        return "volumes" if self.recipe.model.reads_volumes else "images"
+
+    @property
     def main(self) -> Evaluation:
         """The evaluation of this run's model: the first one given.
 

@@ -19,11 +19,17 @@ def tables(subject: Subject) -> str:
         LeftOut: there is no evaluation.
     """
     main = subject.main
-    parts = [_counts(main), *_macro(subject), *_differences(subject), *_retrieval(subject), *_per_label(subject)]
+    parts = [
+        _counts(main, subject.unit),
+        *_macro(subject),
+        *_differences(subject),
+        *_retrieval(subject),
+        *_per_label(subject),
+    ]
     return "".join(parts) + "".join(reason(fault) for fault in subject.faults.values())
 
 
-def _counts(main: Evaluation) -> str:
+def _counts(main: Evaluation, unit: str) -> str:
     about = main.about
     rows = about.get("rows", {})
     labels = about.get("labels", {})
@@ -37,12 +43,12 @@ def _counts(main: Evaluation) -> str:
     ]
     left_out = [f"{label_name(name)} {why}" for name, why in about.get("labels_left_out", {}).items()]
     sentence = (
-        f"{rows.get('test', 0):,} test images of {about.get('test_patients', 0):,} patients; learnt on "
-        f"{rows.get('train', 0):,} training images, settings chosen on {rows.get('val', 0):,} validation images. "
+        f"{rows.get('test', 0):,} test {unit} of {about.get('test_patients', 0):,} patients; learnt on "
+        f"{rows.get('train', 0):,} training {unit}, settings chosen on {rows.get('val', 0):,} validation {unit}. "
         f"Intervals: 95 %, {about.get('replicates', 0):,} bootstrap replicates that resample whole patients."
     )
     table = Table(
-        caption="Labels and their test images", columns=("label", "kind", "test images by value"), rows=listed
+        caption=f"Labels and their test {unit}", columns=("label", "kind", f"test {unit} by value"), rows=listed
     )
     return (
         paragraph(sentence)
