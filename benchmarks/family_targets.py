@@ -57,7 +57,8 @@ def _cell(scratch: Path, store: Path, weight: float, seed: int, steps: int) -> s
             *(*TINY, "--seed", str(seed), "--training.steps", str(steps), "--training.checkpoint_every", str(steps)),
             *("--data.batch_paired", "16", "--data.batch_unpaired", "8", "--training.lr", "0.02"),
             *("--data.text_fraction", "0.25"),
-            *("--objective.ema_decay", "0.99", "--training.log_every", str(steps)),
+            *("--objective.ema_decay", "0.99", "--objective.ema_decay_end", "null"),
+            *("--training.log_every", str(steps)),
         ],
     )
     terms = {name: options | {"weight": weight} for name, options in recipe.objective.terms.items()}

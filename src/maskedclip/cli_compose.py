@@ -93,12 +93,13 @@ def _compose(args: argparse.Namespace) -> None:
     if done.report is not None:
         last += [f"test, {done.report['gallery']:,} photographs searched, without the one that was asked with:"]
         last += table(done.report)
-        last += [warning] if (warning := verdict(done.report)) else []
+        last += [warning] if (warning := verdict(done.report, tuned=tuned is not None)) else []
     run = args.run if tuned is None else args.out / "model"
     if tuned is not None:
         last.append("the encoders were tuned: features of before do not fit them")
     say_next(
         *last,
+        *([f"embed the other {len(args.data) - 1} of --data, too"] if len(args.data) > 1 else []),
         f"next: maskedclip embed {run} --data {args.data[0]} --out features.parquet && "
         f'maskedclip search features.parquet --model {run} --image eye.jpg --text "now with drusen" --head {args.out}',
     )

@@ -39,7 +39,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of the computation; bf16-mixed is faster and less exact",
     )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="photographs in a forward pass")
+    parser.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="photographs in a forward pass; volumes go one by one"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--size", type=int, default=None, metavar="PX", help="another input size of the encoder")
     parser.add_argument(
@@ -83,7 +85,7 @@ def _embed(args: argparse.Namespace) -> None:
         return
     onward = f"maskedclip search {args.out} --model {args.model} --text ..."
     if kind == "volumes":
-        onward = f"maskedclip search {args.out} --output encoder --id ID"
+        onward = f"maskedclip search {args.out} --output {done.outputs[0]} --id ID"
     elif "projected" not in done.outputs:
         onward = "open it with Polars or DuckDB, see docs/embed.md"
     say_next(

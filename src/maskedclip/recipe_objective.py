@@ -46,7 +46,7 @@ class ObjectiveRecipe:
     ema_decay: float = 0.999
     """Decay of the moving average teacher, a step."""
     ema_decay_end: float | None = None
-    """Decay at the last step, reached along a cosine, e.g. 1.0; null keeps ema_decay throughout."""
+    """Decay towards the end of the run, along a cosine, e.g. 1.0; null keeps ema_decay throughout."""
     prototype_temperatures: tuple[float, float] = (0.04, 0.1)
     """Teacher's and student's temperature over text prototypes, for prototype_kl."""
     masking: str = "random"
@@ -101,6 +101,10 @@ class ObjectiveRecipe:
         )
         require(min(self.prototype_temperatures) > 0, "objective.prototype_temperatures: both must be above 0")
         _ = self.chosen_masking
+        require(
+            self.ema_decay_end is None or self.needs_teacher,
+            "objective.ema_decay_end: nothing here reads a moving average; set mkd_teacher ema, or leave it out",
+        )
         require(
             self.masking == "random" or self.masks,
             f"objective.masking: {self.masking}, but no loss masks; raise objective.mim_weight, or leave it random",

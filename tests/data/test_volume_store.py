@@ -84,7 +84,7 @@ def _files(store: Path) -> dict[str, bytes]:
 def test_curate_volumes__goes_on_after_a_crash_with_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volume_store, "SHARD_VOLUMES", 2)
+    monkeypatch.setattr(volume_store, "SHARD_ITEMS", 2)
     source = _medmnist(tmp_path / "adrenal.npz")
     whole = curate_volumes(source, tmp_path / "whole", progress=False)
     assert len(list((tmp_path / "whole").glob("*.parquet"))) > 2
@@ -108,11 +108,11 @@ def test_curate_volumes__goes_on_after_a_crash_with_the_same_files(
     assert not (tmp_path / "store.partial").exists()
 
 
-def test_curate_volumes__begins_anew_with_other_settings_or_a_damaged_shard(
+def test_curate_volumes__goes_on_with_nothing_but_the_same_volumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volume_store, "SHARD_VOLUMES", 2)
-    source = _medmnist(tmp_path / "adrenal.npz")
+    monkeypatch.setattr(volume_store, "SHARD_ITEMS", 2)
+    source, partial = _medmnist(tmp_path / "adrenal.npz"), tmp_path / "store.partial"
     read = volume_store._row
 
     def crash(item: Item, *more: Any) -> dict[str, Any]:
@@ -120,17 +120,26 @@ def test_curate_volumes__begins_anew_with_other_settings_or_a_damaged_shard(
             raise KeyboardInterrupt
         return read(item, *more)
 
-    for name, settings, damage in (("other", VolumeSettings(cube=8), False), ("damaged", VolumeSettings(), True)):
-        monkeypatch.setattr(volume_store, "_row", crash)
-        with pytest.raises(KeyboardInterrupt):
-            curate_volumes(source, tmp_path / name, VolumeSettings(), progress=False)
-        if damage:
-            shard = next((tmp_path / f"{name}.partial").glob("*.parquet"))
-            shard.write_bytes(shard.read_bytes()[:-9])
-        monkeypatch.setattr(volume_store, "_row", read)
-        curate_volumes(source, tmp_path / name, settings, progress=False)
-        curate_volumes(source, tmp_path / f"{name}-whole", settings, progress=False)
-        assert _files(tmp_path / name) == _files(tmp_path / f"{name}-whole")
+    monkeypatch.setattr(volume_store, "_row", crash)
+    with pytest.raises(KeyboardInterrupt):
+        curate_volumes(source, tmp_path / "store", progress=False)
+    monkeypatch.setattr(volume_store, "_row", read)
+    with pytest.raises(UserError, match=r"store.partial: was begun with other volumes, settings"):
+        curate_volumes(source, tmp_path / "store", VolumeSettings(cube=8), progress=False)
+    shard = next(partial.glob("*.parquet"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    with pytest.raises(UserError, match=r"parquet: is damaged or gone; delete .*store.partial to start anew"):
+        curate_volumes(source, tmp_path / "store", progress=False)
+    shard.write_bytes(whole)
+    _medmnist(source, train_images=np.zeros((4, 8, 8, 8), np.uint8))  # another file of the same name and rows
+    with pytest.raises(UserError, match=r"store.partial: was begun with other volumes"):
+        curate_volumes(source, tmp_path / "store", progress=False)
+    assert shard.read_bytes() == whole
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "progress.json").write_text("{}")  # of `curate`
+    with pytest.raises(UserError, match=r"other.partial: is in the way and no half-made store of volumes"):
+        curate_volumes(source, tmp_path / "other", progress=False)
 
 
 def test_curate_volumes__reads_a_dicom_series_with_its_modality(tmp_path: Path) -> None:

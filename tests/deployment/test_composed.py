@@ -344,15 +344,18 @@ def test_compose__trains_keeps_its_triplets_and_says_what_is_next(
     assert f"maskedclip search features.parquet --model {trained_run} " in last
 
 
-def test_verdict__warns_where_a_simpler_way_finds_as_much() -> None:
-    def report(**values: float) -> dict[str, Any]:
-        return {"recall": {way: {"R@1": {"value": value}} for way, value in values.items()}}
+def test_verdict__warns_where_a_simpler_way_is_not_shown_to_be_worse() -> None:
+    def report(first: str, **lows: float) -> dict[str, Any]:
+        differences = {
+            f"{first} - {way}": {"R@1": {"value": low + 0.1, "low": low, "high": low + 0.2}}
+            for way, low in lows.items()
+        }
+        return {"recall": dict.fromkeys([first, *lows]), "differences": differences}
 
-    assert verdict(report(combiner=0.5, sum=0.4, image=0.1, text=0.3)) is None
-    assert "words alone finds as many (R@1 0.600, the combiner 0.500)" in str(
-        verdict(report(combiner=0.5, sum=0.4, image=0.1, text=0.6))
-    )
-    assert "photograph alone" in str(verdict(report(sum=0.2, image=0.2, text=0.1)))
+    assert verdict(report("combiner", sum=0.01, image=0.1, text=0.3)) is None
+    told = str(verdict(report("combiner", sum=-0.05, image=0.1, text=0.3)))
+    assert told.startswith("the combiner is not shown to find more than sum at R@1: +0.050 (-0.050 to 0.150); tune the")
+    assert "more triplets" in str(verdict(report("sum", image=0.1, text=-0.3), tuned=True))
 
 
 def test_compose__tunes_a_copy_of_the_encoders(

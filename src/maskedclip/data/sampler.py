@@ -20,33 +20,57 @@ _PAIRED, _UNPAIRED, _LOOSE = 1, 2, 3
 class EndlessShuffle:
     """The endless line of a pool's rows."""
 
-    def __init__(self, rows: np.ndarray, seed: int, stream: int, groups: np.ndarray | None = None) -> None:
-        """groups: a number of each row, int64 (n,); rows of one number then follow each other.  None: all apart."""
+    def __init__(self, rows: np.ndarray, seed: int, stream: int) -> None:
         self.rows = rows.astype(np.int64)
-        self.seed, self.stream, self.groups = seed, stream, groups
+        self.seed, self.stream = seed, stream
+        self.length = len(rows)
         self._cached: tuple[int, np.ndarray] | None = None
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         if self._cached is None or self._cached[0] != epoch:
             words = np.random.SeedSequence([self.seed, self.stream, epoch])
-            random = np.random.Generator(np.random.Philox(words))
-            if self.groups is None:
-                shuffled = random.permutation(self.rows)
-            else:
-                order, place = random.permutation(len(self.rows)), random.permutation(int(self.groups.max()) + 1)
-                shuffled = self.rows[order[np.argsort(place[self.groups[order]], kind="stable")]]
+            shuffled = self._draw(np.random.Generator(np.random.Philox(words)))
             self._cached = (epoch, shuffled)
         return self._cached[1]
 
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        """The rows of one pass, int64 (length,)."""
+        return random.permutation(self.rows)
+
     def take(self, start: int, count: int) -> np.ndarray:
         """Rows at places [start, start + count), int64 (count,)."""
-        taken, n = [], len(self.rows)
+        taken, n = [], self.length
         while count > 0:
             epoch, place = divmod(start, n)
             piece = self._shuffled(epoch)[place : place + count]
             taken.append(piece)
             start, count = start + len(piece), count - len(piece)
         return np.concatenate(taken) if taken else np.empty(0, np.int64)
+
+
+class DocumentShuffle(EndlessShuffle):
+    """The endless line of a pool's rows in documents: each `images` places, from the first on, hold one patient's rows.
+
+    What a patient has beyond a multiple of `images` fills further places together with that of others.  A pass is
+    rounded up to whole documents by rows of its own that come twice.
+    """
+
+    def __init__(self, rows: np.ndarray, seed: int, stream: int, patients: np.ndarray, images: int) -> None:
+        """patients: a number of each row's patient, int64 (n,)."""
+        super().__init__(rows, seed, stream)
+        self.patients, self.images = patients, images
+        self.length = -(-len(rows) // images) * images
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        order, place = random.permutation(len(self.rows)), random.permutation(int(self.patients.max()) + 1)
+        order = order[np.argsort(place[self.patients[order]], kind="stable")]  # patient by patient
+        begins = np.flatnonzero(np.diff(self.patients[order], prepend=-1))
+        counts = np.diff(begins, append=len(order))
+        within = np.arange(len(order)) - np.repeat(begins, counts)
+        whole = within < np.repeat(counts // self.images * self.images, counts)
+        left = order[~whole]
+        filled = np.concatenate([order[whole], left, order[: self.length - len(order)]]).reshape(-1, self.images)
+        return self.rows[filled[random.permutation(len(filled))].ravel()]
 
 
 @dataclass(frozen=True)
@@ -158,7 +182,10 @@ class StepSampler:
 
     def __init__(self, pools: Pools, recipe: Recipe) -> None:
         self.batch_paired, self.batch_unpaired = recipe.batch_sizes
-        self._paired = EndlessShuffle(pools.paired, recipe.seed, _PAIRED, pools.patients)
+        self._paired = EndlessShuffle(pools.paired, recipe.seed, _PAIRED)
+        if pools.patients is not None:
+            images = recipe.data.images_per_document
+            self._paired = DocumentShuffle(pools.paired, recipe.seed, _PAIRED, pools.patients, images)
         self._unpaired = EndlessShuffle(pools.unpaired, recipe.seed, _UNPAIRED)
         self.batch_texts = recipe.data.batch_texts
         self._loose = EndlessShuffle(np.arange(len(pools.loose.texts) if pools.loose else 0), recipe.seed, _LOOSE)
@@ -186,7 +213,7 @@ def check_ranks(recipe: Recipe, world: int) -> None:
     parts = recipe.training.micro_batches
     shares = world * parts
     images = recipe.data.images_per_document
-    if recipe.batch_sizes[0] % (world * images):
+    if images > 1 and recipe.batch_sizes[0] % (world * images):
         raise UserError(
             f"data.batch_paired: {recipe.batch_sizes[0]} does not divide over {world} ranks of documents of {images} "
             f"images (data.images_per_document); give a multiple of {world * images}"

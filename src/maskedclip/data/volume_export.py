@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ class VolumeSource:
         row: columns of the manifest that named it, carried to its slices.
         masks: by column, how a volume of classes of the same shape is opened.
         window: asked for by the manifest.
+        files: that it is read from.
     """
 
     name: str
@@ -51,6 +52,7 @@ class VolumeSource:
     row: dict[str, Any]
     masks: dict[str, Callable[[], Volume]]
     window: Window | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,13 @@ def find_volumes(source: Path, *, time: int = 0) -> list[VolumeSource]:
     found = [] if source.is_file() else [_of_file(*named, time) for named in _nifti_files(source)]
     try:
         found += [
-            VolumeSource(name=_safe(series.name), open=lambda series=series: open_series(series), row={}, masks={})
+            VolumeSource(
+                name=_safe(series.name),
+                open=lambda series=series: open_series(series),
+                row={},
+                masks={},
+                files=tuple(dict.fromkeys(plane.path for plane in series.planes)),
+            )
             for series in find_series(source)
         ]
     except UndecodableImage as error:
@@ -251,6 +259,7 @@ def _of_manifest(path: Path, time: int) -> list[VolumeSource]:
                 row={name: cell for name, cell in row.items() if cell is not None},
                 masks=masks,
                 window=window,
+                files=(Path(local_path(value, manifest.root)),),
             )
         )
     return _unique(found)
@@ -275,7 +284,7 @@ def _opener(path: Path, time: int) -> Callable[[], Volume]:
 
 
 def _of_file(path: Path, name: str, time: int) -> VolumeSource:
-    return VolumeSource(name=_safe(name), open=_opener(path, time), row={}, masks={})
+    return VolumeSource(name=_safe(name), open=_opener(path, time), row={}, masks={}, files=(path,))
 
 
 def _nifti_files(folder: Path) -> list[tuple[Path, str]]:
@@ -305,7 +314,7 @@ def _unique(found: list[VolumeSource]) -> list[VolumeSource]:
         while name in taken:
             name, number = f"{item.name}-{number}", number + 1
         taken.add(name)
-        unique.append(VolumeSource(name=name, open=item.open, row=item.row, masks=item.masks, window=item.window))
+        unique.append(replace(item, name=name))
     return unique
 
 

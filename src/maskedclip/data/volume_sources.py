@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -38,12 +39,25 @@ class Item:
     """A volume to be stored.
 
     name: in the store.  read: its voxels; UndecodableImage says why there are none.  row: columns of the manifest.
+    files: that it is read from.
     """
 
     name: str
     read: Callable[[], ReadVolume]
     row: dict[str, Any]
     window: Window | None = None
+    files: tuple[Path, ...] = ()
+
+    def stamp(self) -> list[str]:
+        """Changes where the volume, or how it is read, does; without reading it."""
+        told = [self.name, repr(sorted(self.row.items(), key=lambda entry: entry[0])), repr(self.window)]
+        for file in self.files:
+            try:
+                stat = file.stat()
+                told.append(f"{os.path.abspath(file)} {stat.st_size} {stat.st_mtime_ns}")
+            except OSError:
+                told.append(f"{os.path.abspath(file)} missing")
+        return told
 
 
 def list_items(source: Path, *, time: int = 0) -> list[Item]:
@@ -60,7 +74,7 @@ def list_items(source: Path, *, time: int = 0) -> list[Item]:
     if source.suffix.lower() == ".npz" and source.is_file():
         return _medmnist(source)
     return [
-        Item(name=found.name, read=_reader(found.open), row=found.row, window=found.window)
+        Item(name=found.name, read=_reader(found.open), row=found.row, window=found.window, files=found.files)
         for found in find_volumes(source, time=time)
     ]
 
@@ -106,6 +120,7 @@ def _medmnist(source: Path) -> list[Item]:
                     name=name,
                     read=lambda voxels=voxels: ReadVolume(voxels=voxels),
                     row={"patient": name, "split": split, **cells},
+                    files=(source,),
                 )
             )
     if not items:

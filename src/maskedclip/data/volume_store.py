@@ -39,10 +39,10 @@ from maskedclip.data.volume_intensity import Intensity, chosen_intensity, map_in
 from maskedclip.data.volume_sources import Item, list_items, unreadable
 from maskedclip.errors import UserError
 
-SHARD_BYTES, SHARD_VOLUMES = 256 << 20, 64  # a run that is cut off loses at most one
+SHARD_BYTES, SHARD_ITEMS = 256 << 20, 64  # what was read since the last shard is what a crash costs
 MAX_STORED_BYTES = 1 << 30
 _MOST_SIDE = 4096
-_PROGRESS = "progress.json"
+_PROGRESS = "volumes.json"
 _OWN = {
     "sha256": pa.string(),
     "sides": pa.string(),
@@ -123,8 +123,8 @@ def curate_volumes(
         shutil.rmtree(partial)
         _, name, reason = done.quarantine[0]
         raise UserError(f"{source}: no volume can be stored ({name} {reason})")
-    (partial / _PROGRESS).unlink()
     partial.rename(out)
+    (out / _PROGRESS).unlink()
     return done
 
 
@@ -136,11 +136,11 @@ class _Writer:
     ) -> None:
         self.items, self.partial, self.settings, self.done = items, partial, settings, done
         self.schema = _schema(items)
-        plan = [maskedclip.__version__, asdict(settings), time, [[item.name, item.row] for item in items]]
-        self.plan = hashlib.sha256(json.dumps(plan, default=str).encode()).hexdigest()
+        plan = [maskedclip.__version__, asdict(settings), time, [item.stamp() for item in items]]
+        self.plan = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
         self.ids: dict[str, None] = {}
         self.patients: set[str] = set()
-        self.paired = self.largest = 0
+        self.paired = self.largest = self.flushed = 0
         self.checksums: dict[str, str] = {}
         self.waiting: list[dict[str, Any]] = []
 
@@ -148,6 +148,8 @@ class _Writer:
         begin = self._go_on()
         with bar("volumes", len(self.items), done=begin, shown=progress) as shown:
             for number in range(begin, len(self.items)):
+                if number - self.flushed == SHARD_ITEMS:
+                    self._flush(number)
                 self._take(number, self.items[number])
                 shown.advance(note=f"{self.done.stored:,} stored")
             self._flush(len(self.items))
@@ -167,7 +169,7 @@ class _Writer:
             self.done.quarantine.append((number, item.name, "is named a second time"))
             return
         taken = sum(len(kept["image"]["bytes"]) for kept in self.waiting) + len(row["image"]["bytes"])
-        if taken > SHARD_BYTES or len(self.waiting) == SHARD_VOLUMES:
+        if taken > SHARD_BYTES:
             self._flush(number)
         self.waiting.append(row)
         self._count(row)
@@ -189,6 +191,7 @@ class _Writer:
             write_shard(pa.Table.from_pylist(self.waiting, schema=self.schema), self.partial / name)
             self.checksums[name] = file_digest(self.partial / name)
             self.waiting.clear()
+        self.flushed = number
         state = {
             "plan": self.plan,
             "next": number,
@@ -201,22 +204,25 @@ class _Writer:
     def _go_on(self) -> int:
         """The first item that is still to be read; what an earlier run of the same plan wrote is counted."""
         path = self.partial / _PROGRESS
-        state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"plan": None}
-        shards = state.get("checksums", {})
-        whole = all(
-            (self.partial / name).is_file() and file_digest(self.partial / name) == digest
-            for name, digest in shards.items()
-        )
-        if state["plan"] != self.plan or not whole:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir(parents=True)
+        if not path.is_file():
+            self.partial.mkdir(parents=True, exist_ok=True)
             self._flush(0)
             return 0
+        state = json.loads(path.read_text())
+        if state["plan"] != self.plan:
+            raise UserError(
+                f"{self.partial}: was begun with other volumes, settings or another version; give that command again "
+                "to go on, or delete the folder to start anew"
+            )
+        shards: dict[str, str] = state["checksums"]
+        for name, digest in shards.items():
+            if not (self.partial / name).is_file() or file_digest(self.partial / name) != digest:
+                raise UserError(f"{self.partial / name}: is damaged or gone; delete {self.partial} to start anew")
         columns = ["id", "patient", "text", "split", "modality", "sides"]
         for name in shards:
             for row in pq.read_table(self.partial / name, columns=columns).to_pylist():
                 self._count(row)
-        self.checksums = shards
+        self.checksums, self.flushed = shards, state["next"]
         self.done.quarantine = [(number, name, reason) for number, name, reason in state["quarantine"]]
         self.done.notes = state["notes"]
         if state["next"]:

@@ -53,11 +53,13 @@ def _of_rows(index: SearchIndex, rows: Sequence[int]) -> np.ndarray:
             "bridge,projected, or give the photograph with --image"
         )
     ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
-    values = []
-    for row in rows:  # a file may hold a million rows, and few are asked with
-        group = int(np.searchsorted(ends, row, side="right"))
+    groups = np.searchsorted(ends, np.asarray(rows), side="right").tolist()
+    values: list[list[float] | None] = [None] * len(rows)
+    for group in dict.fromkeys(groups):  # a file may hold a million rows, and few are asked with
         column = file.read_row_group(group, columns=[_OUTPUT]).column(_OUTPUT)
-        values.append(column[row - int(ends[group])].as_py())  # counted from the group's end
+        for place, row in enumerate(rows):
+            if groups[place] == group:
+                values[place] = column[row - int(ends[group])].as_py()  # counted from the group's end
     found = np.array([value if value is not None else [np.nan] for value in values], np.float32)
     if found.ndim != 2 or not np.isfinite(found).all():
         raise UserError(f"{index.path}: a row that is asked with has no {_OUTPUT} feature; embed again")

@@ -84,18 +84,24 @@ def table(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def verdict(report: Mapping[str, Any]) -> str | None:
-    """A warning where a simpler way finds as much as the trained head on the test triplets; None where none does."""
+def verdict(report: Mapping[str, Any], *, tuned: bool = False) -> str | None:
+    """A warning where the head is not shown to find more than each simpler way does; None where it is.
+
+    tuned: whether the encoders were trained for it, too.
+    """
     first = next(iter(report["recall"]))
-    k = next(iter(report["recall"][first]))
-    values = {way: row[k]["value"] for way, row in report["recall"].items()}
-    best = max((way for way in values if way != first), key=lambda way: values[way], default=None)
-    if best is None or values[best] < values[first]:
-        return None
-    return (
-        f"{_NAMES[best]} finds as many ({k} {values[best]:.3f}, the {_NAMES[first]} {values[first]:.3f}): this head is "
-        "not worth its training; tune the encoders too (--finetune 200), or search without it"
-    )
+    for name, at in report["differences"].items():
+        found = at.get("R@1")
+        if found is None or (found["low"] is not None and found["low"] > 0):
+            continue
+        other = name.removeprefix(f"{first} - ")
+        mend = "give more triplets" if tuned else "tune the encoders too (--finetune 200)"
+        bounds = f" ({_end(found['low'])} to {_end(found['high'])})"
+        return (
+            f"the {_NAMES[first]} is not shown to find more than {_NAMES[other]} at R@1: "
+            f"{found['value']:+.3f}{bounds}; {mend}, or search without it"
+        )
+    return None
 
 
 def _end(value: float | None) -> str:

@@ -30,6 +30,7 @@ from maskedclip.ranks import everybody, wait_for_all
 
 DTYPES = ("float32", "float16")
 _TOLD = 20
+_VOLUMES_A_PART = 16  # what a crash costs: a volume may be a thousand tiles
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def embed(
         "precision": precision,
         "batch": batch,
         "device": model.device.type,
-        "rows_a_part": rows_a_part(batch, row_bytes),
+        "rows_a_part": _VOLUMES_A_PART if volumes else rows_a_part(batch, row_bytes),
     }
     parts = Parts(out, len(inputs), settings)
     listing = out.with_suffix(".rejected.csv")
@@ -150,10 +151,7 @@ def _work(parts: Parts, inputs: Inputs, encode: Encode, dtype: str, rank: int, w
     left = [part for part in mine if not parts.is_done(part)]
     total, missing = (sum(len(parts.range(part)) for part in some) for some in (mine, left))
     if missing < total and rank == 0:
-        say(
-            f"going on: {total - missing:,} of {total:,} photographs are done"
-            + (" by this process" if world > 1 else "")
-        )
+        say(f"going on: {total - missing:,} of {total:,} are done" + (" by this process" if world > 1 else ""))
     preparing = inputs.prepared(encode.model.preprocessing, (row for part in left for row in parts.range(part)))
     with bar("embed", total, total - missing, shown=rank == 0) as shown:
         for part in left:

@@ -117,7 +117,8 @@ class DiseasePrompts(nn.Module):
         """
         truth = self.truth(batch)
         with torch.autocast(patches.device.type, enabled=False), running_statistics(model):
-            image = model.project_pooled(patches.float().mean(dim=1))
+            attend = model.attention
+            image = model.project_pooled(patches.float().mean(dim=1) if attend is None else attend(patches.float()))
             likeness = image @ self.embed(model, hidden.detach().float()).T / self.temperature
         has, may = truth == 1, truth != 0
         may = may | ~may.any(dim=1, keepdim=True)

@@ -177,7 +177,7 @@ def _costs(found: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
         f"{found[0][0].steps:,}",
         f"{seconds / 60:.1f}",
         f"{rate:.0f}",
-        f"{max(taken) / 1e9:.2g}" if taken else "–",
+        f"{max(taken) / 1e9:.1f}" if taken else "–",
         f"{statistics.mean(best):.3f}" if best else "–",
     ]
 

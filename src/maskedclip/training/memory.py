@@ -1,7 +1,9 @@
 """Memory: on processors what a step frees, the next one takes again; and how much a training took at its peak."""
 
 import ctypes
+import gc
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,10 +33,19 @@ def begin_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
+        _give_back_freed_memory()
         try:
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
         except OSError:
             return
+
+
+def _give_back_freed_memory() -> None:
+    """What an earlier training in this process freed and kept (`keep_freed_memory`) shall not count as taken."""
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_bytes(device: torch.device) -> int | None:

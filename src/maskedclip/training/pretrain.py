@@ -62,7 +62,15 @@ def _first_stage(recipe: Recipe) -> Recipe:
     method = load_recipe([training.first_stage])
     return replace(
         recipe,
-        data=replace(recipe.data, pool=method.data.pool, texts=None, batch_texts=0, labels=(), pairs=None),
+        data=replace(
+            recipe.data,
+            pool=method.data.pool,
+            texts=None,
+            batch_texts=0,
+            labels=(),
+            pairs=None,
+            images_per_document=1,
+        ),
         model=replace(recipe.model, bridge=method.model.bridge, lora_rank=0),
         objective=method.objective,
         training=replace(training, first_stage=None, steps=round(training.steps * training.first_stage_share)),

@@ -1,6 +1,5 @@
 """LCL's interleaved documents: symbols written by hand, what each state has read, and which rows come together."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from maskedclip import randomness
 from maskedclip.data.loader import documents
-from maskedclip.data.sampler import EndlessShuffle, StepSampler, check_ranks, make_pools
+from maskedclip.data.sampler import DocumentShuffle, StepSampler, check_ranks, make_pools
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
 from maskedclip.objectives.base import Views
 from maskedclip.objectives.image_text._documents import Documents, lay_out_documents
+from maskedclip.objectives.image_text._masked_contrast import masked_contrast
 from maskedclip.objectives.image_text.lcl import _STREAM
 from maskedclip.objectives.pretraining import PretrainingObjective
 from maskedclip.recipe import Recipe, load_recipe
+from maskedclip.training.pretrain import pretrain
 from tests.objectives.image_text.steps import (
     EXACT,
     assert_same_gradients,
@@ -154,24 +156,66 @@ def test_documents__two_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
     assert_same_gradients(of_two_ranks(folder, recipe, tmp_path), gradients(*first_step(folder, recipe)))
 
 
-def test_sampler__patients_follow_each_other_and_each_pass_holds_every_row(folder: Path) -> None:
+@settings(max_examples=30, deadline=None)
+@given(
+    document=st.lists(st.integers(0, 2), min_size=6, max_size=6).map(sorted),
+    seed=st.integers(0, 99),
+    soft=st.booleans(),
+)
+def test_contrast__an_image_that_was_read_is_no_candidate(document: list[int], seed: int, soft: bool) -> None:
+    """Against loops in float64; texts 0, 2, 4 are equal."""
+    random = torch.Generator().manual_seed(seed)
+    image, text = (functional.normalize(torch.randn(6, 5, generator=random), dim=1) for _ in range(2))
+    key, part = torch.tensor([0, 1, 0, 2, 0, 3]), torch.rand(6, generator=random) < 0.8
+    read = torch.tensor([[document[t] == document[i] and i < t for i in range(6)] for t in range(6)])
+    found = masked_contrast(image, text, key, part, torch.tensor(7.0), soft_targets=soft, has_read=read)
+    cosine, terms = 7 * image.double() @ text.double().T, []
+    for own in np.flatnonzero(part.numpy()).tolist():
+        for of_image in (True, False):
+            others = [
+                o for o in np.flatnonzero(part.numpy()).tolist() if not (read[o, own] if of_image else read[own, o])
+            ]
+            values = {o: float(cosine[own, o] if of_image else cosine[o, own]) for o in others}
+            total = np.log(sum(np.exp(value) for value in values.values()))
+            right = [o for o in others if (key[o] == key[own] if soft else o == own)]
+            terms.append(np.mean([total - values[o] for o in right]) / 2)
+    expected = sum(terms) / max(1, int(part.sum()))
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "images"), [([2] * 20 + [1], 2), ([1, 2, 3] * 10, 2), ([5, 1, 1, 7, 3], 3), ([1], 2)]
+)
+def test_sampler__a_document_is_one_patients_wherever_its_rows_allow(counts: list[int], images: int) -> None:
+    patients = np.repeat(np.arange(len(counts)), counts)
+    rows = np.random.default_rng(0).permutation(len(patients)) + 100
+    line = DocumentShuffle(rows, 3, 1, patients, images)
+    whole = sum(count // images for count in counts)
+    of = dict(zip(rows.tolist(), patients.tolist(), strict=True))
+    passes = []
+    for start in range(3):
+        taken = line.take(start * line.length, line.length)
+        assert set(taken.tolist()) == set(rows.tolist())
+        assert len(taken) == -(-len(rows) // images) * images  # at most a document's rows come twice
+        slots = np.asarray([of[row] for row in taken.tolist()]).reshape(-1, images)
+        assert sum(len(set(slot)) == 1 for slot in slots.tolist()) >= whole
+        passes.append(taken.tolist())
+    assert len(rows) < 9 or passes[0] != passes[1]
+
+
+def test_sampler__two_ranks_share_a_step_of_documents(folder: Path) -> None:
     store, recipe = open_store(folder), _recipe()
     pools = make_pools(store, recipe)
     assert pools.patients is not None
-    patient = dict(zip(pools.paired.tolist(), pools.patients.tolist(), strict=True))
-    line = EndlessShuffle(pools.paired, 0, 1, pools.patients)
-    passes = [line.take(start * len(pools.paired), len(pools.paired)).tolist() for start in (0, 1)]
-    assert passes[0] != passes[1]
-    for rows in passes:
-        assert sorted(rows) == sorted(pools.paired.tolist())
-        runs = [
-            patient[rows[0]],
-            *(patient[b] for a, b in itertools.pairwise(rows) if patient[a] != patient[b]),
-        ]
-        assert len(runs) == len(set(runs))
     sampler = StepSampler(pools, recipe)
     whole = sampler.rows(3)[0]
     assert np.array_equal(whole, np.concatenate([sampler.rows(3, rank, 2)[0] for rank in range(2)]))
+
+
+def test_documents__go_with_a_first_stage(folder: Path, tmp_path: Path) -> None:
+    more = ["--data.images_per_document", "2", "--training.first_stage", "mae", "--training.steps", "2"]
+    recipe = load_recipe(["lcl", "tiny"], [*TINY, *EXACT, *CAUSAL, *more, "--training.validate_every", "0"])
+    assert pretrain(recipe, [folder], tmp_path / "run").complete
 
 
 @pytest.mark.parametrize(

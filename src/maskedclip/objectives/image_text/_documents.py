@@ -25,6 +25,7 @@ class Documents:
     predicting: places whose states predict a token, int64 (R, m T).  following: that token, int64 (R, m T).
     labelled: whether it is a label, bool (R, m T): image, eoi, padding and the first token of a document never are.
     soi: the place of each pair's soi in its row, int64 (b,).  in_context: whether anything stands before it, bool (b,).
+    has_read: whether a pair's soi has read another pair's image, bool (b, b).
     """
 
     embeddings: Tensor
@@ -35,6 +36,7 @@ class Documents:
     labelled: Tensor
     soi: Tensor
     in_context: Tensor
+    has_read: Tensor
 
 
 def lay_out_documents(
@@ -101,4 +103,5 @@ def lay_out_documents(
         labelled=labelled.gather(1, predicting),
         soi=soi,
         in_context=text_first | ~first,
+        has_read=(document[:, None] == document).tril(-1),
     )

@@ -92,14 +92,19 @@ class Lcl(nn.Module):
         text_first = randomness.uniform(batch.keys[: batch.num_paired] ^ _STREAM, 1)[:, 0] < options.text_first
         rows = self.sequences(views, text_first)
         if isinstance(rows, Documents):
-            states, takes_part = tower.read(rows.embeddings, rows.real, rows.document), rows.in_context  # (R, N, W)
+            states = tower.read(rows.embeddings, rows.real, rows.document)  # (R, N, W)
+            takes_part, has_read = rows.in_context, rows.has_read
         else:
-            states, takes_part = tower.read(rows.embeddings, rows.real), text_first  # (b, S, W)
+            states = tower.read(rows.embeddings, rows.real)  # (b, S, W)
+            takes_part, has_read = text_first, None
         generation = self._generation(views, states, rows)
         image, text = views.paired_embedding, self._at_soi(views, states, rows)
-        contrast = masked_contrast(image, text, key, takes_part, model.scale, soft_targets=self.soft_targets)
+        contrast = masked_contrast(
+            image, text, key, takes_part, model.scale, soft_targets=self.soft_targets, has_read=has_read
+        )
         with torch.no_grad():
             cosines = (image @ text.T).masked_fill(~takes_part, -2.0)
+            cosines = cosines if has_read is None else cosines.masked_fill(has_read.T, -2.0)
             right = (key[cosines.argmax(dim=1)] == key).float()
             accuracy = (right * takes_part).sum() / takes_part.sum().clamp(min=1)
         report = {"lcl_generation": generation, "lcl_contrast": contrast, "lcl_accuracy": accuracy}
