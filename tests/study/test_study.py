@@ -24,7 +24,7 @@ grid:
   - {methods: [clip, maskedclip], text_fractions: [1.0], seeds: [0]}
 steps: 4
 chain: [clip, maskedclip]
-protocols: [linear, zero_shot]
+protocols: [linear, zero_shot, retrieval]
 replicates: 50
 """
 _SET = dict(zip(TINY[::2], TINY[1::2], strict=True)) | {"--training.validate_every": "2"}
@@ -77,6 +77,7 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
     assert "maskedclip minus clip" in html
     assert html.count("<img") >= 2
     assert "memory, GB" in html
+    assert "recall at 10" in html
     assert (done / "study.tex").read_text().count(r"\begin{table}") == 2
     assert any("50 % of the texts" in line and "seeds" in line for line in results["verdicts"])
 

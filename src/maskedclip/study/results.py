@@ -16,6 +16,7 @@ from maskedclip.study.cells import VALIDATION, cell_folder, read_result
 from maskedclip.study.definition import DEFAULT_SIZE, Cell, Study
 
 SECTIONS = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
+_RETRIEVAL: Key = ("retrieval", "image_to_text", "recall_at_10")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -95,8 +96,10 @@ def read_budgets(study: Study, out: Path, cells: Sequence[Cell]) -> list[Budget]
 
 
 def means_sheet(study: Study, budget: Budget) -> Sheet:
-    """Every group: the macro AUROC of each protocol, its difference from the reference method, and the cost."""
-    columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS), f"encoder minus {study.reference}", "steps"]
+    """Every group: macro AUROC of each protocol, recall where it was measured, the lead on the reference, the cost."""
+    retrieves = any(_RETRIEVAL in parts for parts in budget.comparison.distributions.values())
+    columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS)]
+    columns += ["Image to text, recall at 10"] * retrieves + [f"encoder minus {study.reference}", "steps"]
     columns += ["minutes", "images/s", "memory, GB", "best on validation"]
     sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
     for group, found in budget.groups.items():
@@ -105,6 +108,7 @@ def means_sheet(study: Study, budget: Budget) -> Sheet:
         if group != reference:
             own = TableCell(estimate=budget.difference(group, reference, ("linear", "encoder", MACRO)), signed=True)
         cells = [TableCell(estimate=budget.value(group, (*part, MACRO))) for part in SECTIONS]
+        cells += [TableCell(estimate=budget.value(group, _RETRIEVAL))] * retrieves
         cells += [own, *(TableCell(text=text) for text in _costs(found))]
         sections.setdefault(group.texts, []).append(
             (f"{group.method} ({len(found)} seed{'s' * (len(found) > 1)})", cells)
