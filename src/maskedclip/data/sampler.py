@@ -68,8 +68,8 @@ class DocumentShuffle(EndlessShuffle):
         counts = np.diff(begins, append=len(order))
         within = np.arange(len(order)) - np.repeat(begins, counts)
         whole = within < np.repeat(counts // self.images * self.images, counts)
-        left = order[~whole]
-        filled = np.concatenate([order[whole], left, order[: self.length - len(order)]]).reshape(-1, self.images)
+        filled = np.resize(np.concatenate([order[whole], order[~whole]]), self.length)  # begins again where it ends
+        filled = filled.reshape(-1, self.images)
         return self.rows[filled[random.permutation(len(filled))].ravel()]
 
 

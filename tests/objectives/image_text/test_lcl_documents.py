@@ -184,7 +184,7 @@ def test_contrast__an_image_that_was_read_is_no_candidate(document: list[int], s
 
 
 @pytest.mark.parametrize(
-    ("counts", "images"), [([2] * 20 + [1], 2), ([1, 2, 3] * 10, 2), ([5, 1, 1, 7, 3], 3), ([1], 2)]
+    ("counts", "images"), [([2] * 20 + [1], 2), ([1, 2, 3] * 10, 2), ([5, 1, 1, 7, 3], 3), ([1], 2), ([1], 3)]
 )
 def test_sampler__a_document_is_one_patients_wherever_its_rows_allow(counts: list[int], images: int) -> None:
     patients = np.repeat(np.arange(len(counts)), counts)
