@@ -40,7 +40,7 @@ def test_compare_groups__one_seed_each_is_compare_results(folders: dict[str, lis
     found = {key: estimate for key, estimate in groups.differences["a"].items() if key[0] != "retrieval"}
     assert found == expected
     assert list(found) == list(expected)
-    assert len(groups.differences["a"]) == len(expected) + 6
+    assert len(groups.differences["a"]) == len(expected) + 9
 
 
 def test_compare_groups__value_is_the_mean_over_the_seeds(

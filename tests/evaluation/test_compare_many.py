@@ -41,7 +41,7 @@ def test_paired_distributions__are_those_of_the_results(
             estimate = distribution.estimate().to_json()
             for name in ("value", "low", "high"):
                 assert estimate[name] == pytest.approx(expected[name], abs=1e-12), (protocol, feature, label)
-    assert len(paired.distributions[0]) == 5 * 6 + 2 * 3
+    assert len(paired.distributions[0]) == 5 * 6 + 3 * 3
     assert len(paired.distributions[2]) == 2 * 6
     assert paired.notes["linear", "encoder", "macro"] == "mean of 5 labels"
 
@@ -107,6 +107,18 @@ def test_paired_distributions__recall_of_kept_ranks_whatever_their_order(read: l
     stranger = _with_ranks(read[1], [1, 3, 6, 11], ["w", "y", "x", "?"])
     with pytest.raises(UserError, match="retrieval/image_to_text: the queries differ"):
         paired_distributions([first, stranger], replicates=5)
+
+
+def test_paired_distributions__recall_per_text_where_an_evaluation_kept_the_texts(read: list[Predictions]) -> None:
+    plain = _with_ranks(read[0], [1, 6, 3, 11], ["w", "x", "y", "z"])
+    ranks = _with_ranks(read[1], [1, 3, 6, 11], ["w", "y", "x", "z"]).ranks["image_to_text"]
+    kept = replace(ranks, texts=np.array(["normal", "normal", "drusen", "normal"], object))
+    other = replace(read[1], ranks={"image_to_text": kept})
+    key = ("retrieval", "image_to_text_per_text", "recall_at_5")
+    for found in paired_distributions([plain, other], replicates=50).distributions:
+        assert found[key].value == pytest.approx((2 / 3 + 0) / 2)
+        assert found[key].n == 2
+    assert key not in paired_distributions([plain, plain], replicates=5).distributions[0]
 
 
 def test_paired_distributions__protocols_and_replicates(read: list[Predictions]) -> None:

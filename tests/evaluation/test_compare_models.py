@@ -9,6 +9,7 @@ import pytest
 from maskedclip.errors import UserError
 from maskedclip.evaluation.compare_models import Comparison, compare_models
 from maskedclip.evaluation.compare_read import rank_table, read_predictions
+from maskedclip.evaluation.compare_sheets import sheets
 from maskedclip.evaluation.delong import delong_difference
 from maskedclip.evaluation.evaluate import evaluate
 from maskedclip.evaluation.holm import holm
@@ -16,6 +17,7 @@ from tests.evaluation.compare_case import MODEL, STORE, blurred, evaluated, rewr
 from tests.evaluation.stand_ins import changed
 
 MACRO = ("linear", "encoder", "macro")
+RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,8 @@ def test_compare_models__an_undefined_label_stays_out_of_the_correction(tmp_path
 def test_compare_models__what_is_missing_is_said_with_its_reason(compared: Comparison) -> None:
     assert list(compared.missing) == [
         "blind has no Linear probe on g(f) (bridge); no k-NN on g(f) (bridge): the model has no such feature",
-        "blind has no Zero-shot, text prompts; no retrieval, image → text; no retrieval, text → image: the model has "
+        "blind has no Zero-shot, text prompts; no retrieval, image → text; no retrieval, image → text, mean over the "
+        "texts; no retrieval, text → image: the model has "
         "no text encoder",
     ]
 
@@ -114,10 +117,13 @@ def test_compare_models__recall_with_and_without_ranks(folders: dict[str, list[P
     assert (value.value, value.low) == (recall["value"], recall["low"])
     assert plain.difference("clear", key) is None
     assert plain.chance[key] == recall["chance"]
+    assert plain.fixed_order[key] == recall["fixed_order"]
+    heading = f"commonest first {', '.join(f'{plain.fixed_order[(*key[:2], name)]:.3f}' for name in RECALLS)}"
+    assert any(heading in section for sheet in sheets(plain) for section, _ in sheet.sections)
     kept = {}
     for name, ranks in (("clear", [1, 1, 2, 3]), ("blurred", [1, 9, 2, 30])):
         kept[name] = [rewritten(folders[name][0], tmp_path / name)]
-        table = rank_table(np.array(ranks), np.array([1]), list("wxyz"), list("pqrs"), ["text"])
+        table = rank_table(np.array(ranks), np.array([1]), list("wxyz"), list("pqrs"), ["text"], np.zeros(4, int))
         pq.write_table(table, kept[name][0] / "retrieval.parquet")
     paired = compare_models(kept, "blurred", replicates=200)
     difference = paired.difference("clear", key)

@@ -112,7 +112,8 @@ def test_read_results__whole_and_missing(folder: Path, tmp_path: Path) -> None:
 
 def test_rank_table__is_what_is_read(folder: Path, tmp_path: Path) -> None:
     other = rewritten(folder, tmp_path / "b")
-    table = rank_table(np.array([1, 7, 2]), np.array([4, 1]), ["x", "y", "z"], ["p", "", "p"], ["drusen", "normal"])
+    ids, patients, keys, own = ["x", "y", "z"], ["p", "", "p"], ["drusen", "normal"], np.array([1, 0, 1])
+    table = rank_table(np.array([1, 7, 2]), np.array([4, 1]), ids, patients, keys, own)
     pq.write_table(table, other / "retrieval.parquet")
     ranks = read_predictions(other).ranks
     assert list(ranks) == ["image_to_text", "text_to_image"]
@@ -122,6 +123,12 @@ def test_rank_table__is_what_is_read(folder: Path, tmp_path: Path) -> None:
         ("drusen", ""),
         ("normal", ""),
     ]
+    assert list(ranks["image_to_text"].texts) == ["normal", "drusen", "normal"]
+    assert ranks["text_to_image"].texts is None
+    pq.write_table(table.drop_columns(["text"]), other / "retrieval.parquet")  # of an evaluation from before
+    ranks = read_predictions(other).ranks
+    assert ranks["image_to_text"].texts is None
+    assert list(ranks["image_to_text"].ranks) == [1, 7, 2]
     (other / "retrieval.parquet").write_text("no")
     with pytest.raises(UserError, match=r"retrieval\.parquet: is not a table of predictions"):
         read_predictions(other)

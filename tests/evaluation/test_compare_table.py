@@ -57,7 +57,7 @@ def test_sheets__every_model_stands_in_every_section_that_it_has(compared: Compa
     means, retrieval, *labels = sheets(compared)
     assert means.sections[0][0] == "Linear probe on f (encoder), mean of 5 labels"
     assert [len(rows) for _, rows in means.sections] == [3, 2, 3, 2, 2]
-    assert [len(rows) for _, rows in retrieval.sections] == [2, 2]
+    assert [len(rows) for _, rows in retrieval.sections] == [2, 2, 2]
     assert len(labels) == 5
     assert [heading for heading, _ in labels[0].sections] == ["glaucoma", "drusen", "normal", "dr grade", "camera"]
     assert labels[0].columns[-2:] == ["p (DeLong)", "p (Holm)"]

@@ -179,7 +179,10 @@ def test_write_report__figures_are_those_of_results_json(world: World, whole: Pa
     ):
         assert f"{entry['value']:.3f}[{entry['low']:.3f}, {entry['high']:.3f}]" in summary
         assert f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]" in tables
-    for direction in ("image_to_text", "text_to_image"):
+    fixed = results["retrieval"]["image_to_text"]["recall_at_5"]["fixed_order"]
+    assert f"commonest texts first {fixed:.3f}" in summary
+    assert f"commonest first {fixed:.3f}" in tables
+    for direction in ("image_to_text", "image_to_text_per_text", "text_to_image"):
         for metric in ("recall_at_1", "recall_at_5", "recall_at_10"):
             assert numbers(results["retrieval"][direction][metric]) in tables
     difference = compare_results(*folders, replicates=50)["linear", "encoder", "macro"]

@@ -12,6 +12,7 @@ from maskedclip.evaluation.retrieval import (
     chance_recall,
     distinct,
     image_to_text_ranks,
+    recall_per_text,
     retrieval,
     text_to_image_ranks,
 )
@@ -79,16 +80,60 @@ def test_retrieval__perfect_embedding_with_repeated_texts() -> None:
     own = _own(3, 40, 8)
     figures = retrieval(np.eye(8)[own], np.eye(8), own, cluster_weights([None] * 40, replicates=50))
     for direction, n in (("image_to_text", 40), ("text_to_image", 8)):
-        assert figures[direction]["recall_at_1"] | {"chance": 0} == {
+        entry = figures[direction]["recall_at_1"]
+        assert {name: entry[name] for name in ("value", "low", "high", "n")} == {
             "value": 1,
             "low": 1,
             "high": 1,
             "n": n,
-            "chance": 0,
         }
         assert figures[direction]["median_rank"]["value"] == 1
     assert figures["image_to_text"]["recall_at_1"]["chance"] == pytest.approx(1 / 8)
     assert figures["image_to_text"]["median_rank"]["candidates"] == 8
+
+
+def test_retrieval__order_by_frequency_against_a_model_that_reads_the_images() -> None:
+    """Half of the images have one text: whoever always puts it first beats a model that tells the rare ones apart."""
+    own = np.array([0] * 50 + [1] * 20 + [2] * 10 + list(range(3, 23)))
+    patients = [str(row // 2) for row in range(100)]
+    weights = cluster_weights(patients, replicates=200)
+    texts = np.eye(23)
+    fixed = np.linspace(1, 0, 23)[None].repeat(100, axis=0)  # the same order for all, the commonest first
+    blind = retrieval(fixed, texts, own, weights)
+    seeing = retrieval(np.where(np.arange(23) == 0, -1.0, texts[own]), texts, own, weights)  # never says text 0
+    for k, level in ((1, 0.5), (5, 0.82), (10, 0.87)):
+        entry = blind["image_to_text"][f"recall_at_{k}"]
+        assert entry["value"] == pytest.approx(level)
+        assert entry["fixed_order"] == pytest.approx(level)
+        assert seeing["image_to_text"][f"recall_at_{k}"]["fixed_order"] == pytest.approx(level)
+        entry = blind["image_to_text_per_text"][f"recall_at_{k}"]
+        assert entry["value"] == pytest.approx(k / 23)
+        assert entry["chance"] == pytest.approx(k / 23)
+        assert entry["n"] == 23
+        assert entry["low"] < k / 23 < entry["high"]
+    assert seeing["image_to_text"]["recall_at_5"]["value"] == pytest.approx(0.5)
+    assert seeing["image_to_text_per_text"]["recall_at_5"]["value"] == pytest.approx(22 / 23)
+    assert set(blind["image_to_text_per_text"]) == {"recall_at_1", "recall_at_5", "recall_at_10"}
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_recall_per_text__equals_the_naive_mean(k: int) -> None:
+    generator = np.random.Generator(np.random.Philox(6))
+    own = np.concatenate([np.arange(9), generator.integers(0, 9, 40)])
+    ranks = generator.integers(1, 12, len(own))
+    weights = cluster_weights([None] * 9, replicates=7)
+    found = recall_per_text(ranks, own, k, weights)
+    share = [np.mean([rank <= k for rank, text in zip(ranks, own, strict=True) if text == one]) for one in range(9)]
+    assert found.value == pytest.approx(np.mean(share))
+    naive = [np.mean(np.repeat(share, drawn)) for drawn in weights]
+    np.testing.assert_allclose(found.replicates, naive)
+
+
+def test_retrieval__fewer_texts_than_k() -> None:
+    own = _own(3, 20, 4)
+    figures = retrieval(_unit(1, 20, 6), _unit(2, 4, 6), own, cluster_weights([None] * 20, replicates=10))
+    assert figures["image_to_text"]["recall_at_10"]["fixed_order"] == 1
+    assert figures["image_to_text_per_text"]["recall_at_5"]["chance"] == 1
 
 
 def test_retrieval__intervals_of_images_are_clustered_by_patient() -> None:

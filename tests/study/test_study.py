@@ -77,7 +77,10 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
     assert "maskedclip minus clip" in html
     assert html.count("<img") >= 2
     assert "memory, GB" in html
-    assert "recall at 10" in html
+    assert "recall at 10, mean over texts" in html
+    cell = next(iter((done / "cells").glob("clip-*-text1-*")))
+    recall = json.loads((cell / "evaluation/results.json").read_text())["retrieval"]["image_to_text_per_text"]
+    assert f"{recall['recall_at_10']['value']:.3f}" in html
     assert (done / "study.tex").read_text().count(r"\begin{table}") == 2
     assert any("50 % of the texts" in line and "seeds" in line for line in results["verdicts"])
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from maskedclip.console import bar
 from maskedclip.errors import UserError
 from maskedclip.evaluation import metrics
-from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, Scores, check_paired, on_rows_of
+from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, Ranks, Scores, check_paired, on_rows_of
 from maskedclip.evaluation.dense_table import image_mean
 from maskedclip.evaluation.intervals import SHARE
-from maskedclip.evaluation.retrieval import RECALL_AT
+from maskedclip.evaluation.retrieval import IMAGE_TO_TEXT, PER_TEXT, RECALL_AT, distinct, recall_per_text
 from maskedclip.evaluation.scoring import macro_distribution
 from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
 
@@ -179,15 +179,29 @@ def _add_dense(
             found[place][DENSE, *key] = image_mean(row, known, weights)
 
 
+def _texts(holders: Sequence[Ranks], ids: Sequence[str]) -> list[str]:
+    """The text of each image of `ids`, from the first evaluation that kept them; none where no one did."""
+    known = next((ranks for ranks in holders if ranks.texts is not None), None)
+    if known is None or known.texts is None or set(known.ids) != set(ids):
+        return []
+    text = dict(zip(known.ids, known.texts, strict=True))
+    return [text[query] for query in ids]
+
+
 def _add_recall(
     found: Sequence[dict[Key, Distribution]], evaluations: Sequence[Predictions], replicates: int, seed: int
 ) -> None:
-    """Recall at k of queries whose ranks were kept: patients are resampled, a query without one by itself."""
+    """Recall at k of queries whose ranks were kept: patients are resampled, a query without one by itself.
+
+    Where the images' texts were kept too, also as the mean over the texts, which are resampled then.
+    """
     for direction in dict.fromkeys(name for part in evaluations for name in part.ranks):
         holders = [place for place, part in enumerate(evaluations) if direction in part.ranks]
         first = evaluations[holders[0]].ranks[direction]
         weights = with_point(cluster_weights(first.patients, replicates=replicates, seed=seed))
         total = weights.sum(axis=1)
+        texts, own_text = distinct(_texts([evaluations[place].ranks[direction] for place in holders], first.ids))
+        by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)
         for place in holders:
             ranks = evaluations[place].ranks[direction]
             rank = dict(zip(ranks.ids, ranks.ranks, strict=True))
@@ -202,3 +216,5 @@ def _add_recall(
                 found[place]["retrieval", direction, f"recall_at_{k}"] = Distribution.from_rows(
                     recall, len(own), bounds=SHARE
                 )
+                if direction == IMAGE_TO_TEXT and texts:
+                    found[place]["retrieval", PER_TEXT, f"recall_at_{k}"] = recall_per_text(own, own_text, k, by_text)

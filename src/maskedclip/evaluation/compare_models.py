@@ -52,7 +52,7 @@ class Comparison:
         auroc, auprc: with paired differences, from the scores that the evaluations kept.  Recall is in `auroc`.
         others: by model and key, what only results.json has: other metrics, and protocols whose scores weren't kept.
         tests: by model (but the reference) and key of a label; of several seeds there are none.
-        chance: recall of a random order, by key.
+        chance: recall of a random order, by key; fixed_order: of the order by frequency, the same for all images.
         missing: a line for everything that some models have and others lack.
         store, replicates, seed: of the comparison.
     """
@@ -63,6 +63,7 @@ class Comparison:
     others: Mapping[str, Mapping[Key, Mapping[str, Estimate]]]
     tests: Mapping[str, Mapping[Key, LabelTest]]
     chance: Mapping[Key, float]
+    fixed_order: Mapping[Key, float]
     missing: Sequence[str]
     store: str
     replicates: int
@@ -194,7 +195,8 @@ def compare_models(
             for name, group in read.items()
             if name != reference
         },
-        chance=_chance(results),
+        chance=_levels(results, "chance"),
+        fixed_order=_levels(results, "fixed_order"),
         missing=_missing(has, results),
         store=next(iter(results.values()))[0]["about"]["store"],
         replicates=replicates,
@@ -287,14 +289,16 @@ def _estimate(entry: Mapping[str, Any]) -> Estimate:
     return Estimate(value=value, low=low, high=high, n=int(entry["n"]), note=str(entry.get("note", "")))
 
 
-def _chance(results: Mapping[str, Sequence[dict]]) -> dict[Key, float]:
+def _levels(results: Mapping[str, Sequence[dict]], level: str) -> dict[Key, float]:
+    """What recall is worth without a model, "chance" or "fixed_order", where the evaluations say it."""
     found: dict[Key, float] = {}
     for group in results.values():
         for part in group:
             section = part.get(RETRIEVAL, {})
             for direction, figures in {} if "skipped" in section else section.items():
-                for k in RECALL_AT:
-                    found[RETRIEVAL, direction, f"recall_at_{k}"] = float(figures[f"recall_at_{k}"]["chance"])
+                for name in (f"recall_at_{k}" for k in RECALL_AT):
+                    if level in figures[name]:
+                        found[RETRIEVAL, direction, name] = float(figures[name][level])
     return found
 
 

@@ -24,6 +24,7 @@ RANK_SCHEMA = pa.schema(
         ("id", pa.string()),  # of the image, or the text itself
         ("patient", pa.string()),  # null for a text, which belongs to many
         ("rank", pa.int64()),
+        ("text", pa.string()),  # of an image; null for a text
     ]
 )
 _COLUMNS = ("protocol", "feature", "label", "class", "id", "patient", "score", "truth")
@@ -43,11 +44,16 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ranks:
-    """One direction of retrieval.  ids (q,) of the queries; patients (q,), '' for none; ranks (q,), from 1."""
+    """One direction of retrieval.
+
+    ids (q,) of the queries; patients (q,), '' for none; ranks (q,), from 1; texts (q,): the text of each image, None
+    where the queries are texts or the evaluation is from before the texts were kept.
+    """
 
     ids: NDArray[np.object_]
     patients: NDArray[np.object_]
     ranks: NDArray[np.int64]
+    texts: NDArray[np.object_] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,17 +148,19 @@ def rank_table(
     ids: Sequence[str],
     patients: Sequence[str],
     keys: Sequence[str],
+    own: NDArray[np.int64],
 ) -> pa.Table:
     """The ranks of both directions in RANK_SCHEMA, as an evaluation keeps them for paired differences of recall.
 
     images (q,), texts (T,): the ranks that `image_to_text_ranks` and `text_to_image_ranks` gave; ids, patients: of
-    the q images; keys: the T distinct texts.
+    the q images; keys: the T distinct texts; own (q,): index of each image's text among them.
     """
     columns = {
         "direction": ["image_to_text"] * len(images) + ["text_to_image"] * len(texts),
         "id": [*ids, *keys],
         "patient": [*(patient or None for patient in patients), *([None] * len(texts))],
         "rank": np.concatenate([images, texts]),
+        "text": [*(keys[text] for text in own.tolist()), *([None] * len(texts))],
     }
     return pa.Table.from_pydict(columns, schema=RANK_SCHEMA)
 
@@ -198,14 +206,16 @@ def _dense(folder: Path) -> pa.Table | None:
 
 
 def _ranks_by_direction(table: pa.Table) -> dict[str, Ranks]:
-    columns = {name: table.column(name).combine_chunks() for name in RANK_SCHEMA.names}
+    columns = {name: table.column(name).combine_chunks() for name in RANK_SCHEMA.names if name in table.column_names}
     ids = columns["id"].to_numpy(zero_copy_only=False)
     patients = columns["patient"].fill_null("").to_numpy(zero_copy_only=False)
     ranks = columns["rank"].to_numpy(zero_copy_only=False).astype(np.int64)
+    texts = columns["text"].to_numpy(zero_copy_only=False) if "text" in columns else None
     found = {}
     for rows in _runs([columns["direction"]]):
+        own = None if texts is None or any(text is None for text in texts[rows]) else texts[rows]
         found[columns["direction"][int(rows[0])].as_py()] = Ranks(
-            ids=ids[rows], patients=patients[rows], ranks=ranks[rows]
+            ids=ids[rows], patients=patients[rows], ranks=ranks[rows], texts=own
         )
     return found
 

@@ -108,10 +108,15 @@ def _retrieval(comparison: Comparison, sections: Sequence[Section]) -> Sheet:
             if comparison.value(name, keys[0], "recall") is not None:
                 cells = [_value(comparison, name, key, "recall") for key in keys]
                 rows.append((name, cells + ([_difference(comparison, name, keys[1])] if kept else [])))
-        chance = ", ".join(f"{comparison.chance[key]:.3f}" for key in keys if key in comparison.chance)
-        heading = DIRECTIONS.get(section[1], section[1]) + (f"; chance {chance}" if chance else "")
+        heading = DIRECTIONS.get(section[1], section[1])
+        for name, levels in (("chance", comparison.chance), ("commonest first", comparison.fixed_order)):
+            level = ", ".join(f"{levels[key]:.3f}" for key in keys if key in levels)
+            heading += f"; {name} {level}" if level else ""
         layout.append((heading, rows))
-    notes = ["Over distinct texts. Intervals: image → text resamples patients, text → image the texts."]
+    notes = [
+        "Over distinct texts. Intervals: image → text resamples patients, the others the texts. Commonest first: the "
+        "texts in order of frequency, the same for every image; the mean over the texts tells if a model does more."
+    ]
     if kept:
         notes += [_difference_note(comparison, "recall at 5"), _bold_note()]
     else:

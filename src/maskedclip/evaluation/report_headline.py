@@ -40,9 +40,10 @@ def _cards(main: Evaluation) -> list[str]:
     for direction, name in DIRECTIONS.items():
         entry = main.results.get("retrieval", {}).get(direction, {}).get("recall_at_5")
         if entry is not None:
-            cards.append(
-                _card(f"Retrieval, {name}", entry, f"recall at 5; chance {entry.get('chance', float('nan')):.3f}")
-            )
+            levels = f"recall at 5; chance {entry.get('chance', float('nan')):.3f}"
+            if "fixed_order" in entry:
+                levels += f"; the commonest texts first {entry['fixed_order']:.3f}"
+            cards.append(_card(f"Retrieval, {name}", entry, levels))
     for protocol, section in main.results.items():
         if protocol != "about" and "skipped" in section:
             name = PROTOCOLS.get(protocol, protocol)

@@ -15,7 +15,11 @@ PROTOCOLS = {
     "finetune": "Fine-tuning",
     "lora": "LoRA fine-tuning",
 }
-DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+DIRECTIONS = {
+    "image_to_text": "image → text",
+    "image_to_text_per_text": "image → text, mean over the texts",
+    "text_to_image": "text → image",
+}
 _FEATURES = {"encoder": "f (encoder)", "bridge": "g(f) (bridge)", "projected": "text prompts"}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from maskedclip.evaluation.compare import MACRO
 from maskedclip.evaluation.report_names import DIRECTIONS, PROTOCOLS, label_name, row_name, verdict
 from maskedclip.evaluation.report_subject import Evaluation, Subject, measured_keys
+from maskedclip.evaluation.retrieval import RECALL_AT
 from maskedclip.html import Table, escape, estimate, paragraph, reason
 
 _METRICS = {"auprc": "AUPRC", "balanced_accuracy": "balanced accuracy"}  # beside AUROC, for every label
@@ -107,15 +108,15 @@ def _differences(subject: Subject) -> list[str]:
 
 
 def _retrieval(subject: Subject) -> list[str]:
-    rows, columns = [], ["direction"]
+    rows, metrics = [], [*(f"recall_at_{k}" for k in RECALL_AT), "median_rank"]
     for direction, name in DIRECTIONS.items():
         for entry in (subject.main, *subject.others):
             figures = entry.results.get("retrieval", {}).get(direction)
             if figures:
-                columns = ["direction", *(metric.replace("_", " ") for metric in figures), "queries"]
-                cells = [_against_chance(metric, value) for metric, value in figures.items()]
+                cells = [_against_chance(metric, figures[metric]) if metric in figures else "–" for metric in metrics]
                 count = next(iter(figures.values())).get("n", "")
                 rows.append([escape(f"{name}: {entry.name}" if subject.others else name), *cells, escape(count)])
+    columns = ["direction", *(metric.replace("_", " ") for metric in metrics), "n"]
     return [Table(caption="Retrieval among distinct texts", columns=columns, rows=rows).render()] if rows else []
 
 
@@ -123,6 +124,7 @@ def _against_chance(metric: str, figures: Mapping[str, Any]) -> str:
     digits = 1 if metric == "median_rank" else 3
     of = f" of {figures['candidates']:,}" if "candidates" in figures else ""
     chance = f"chance {figures['chance']:.{digits}f}{of}" if "chance" in figures else ""
+    chance += f", commonest first {figures['fixed_order']:.3f}" if "fixed_order" in figures else ""
     return f'{estimate(figures, digits=digits)} <small class="note">{escape(chance)}</small>'
 
 

@@ -3,6 +3,9 @@
 "normal fundus" may be the report of half of a set.  So the candidates are the distinct normalised texts: a repeated
 text is one candidate, and all the images that have it are its hits.  Ties count against the model: what scores as
 high as the true answer ranks before it, so that a constant embedding retrieves nothing.
+
+Over images, recall mostly tells how high the commonest texts rank: the order by frequency, which looks at no image, may
+beat every model.  So its recall stands beside, and a second figure counts each text alike.
 """
 
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from maskedclip.evaluation.intervals import SHARE
 from maskedclip.evaluation.statistics import Distribution, cluster_weights, weighted_median, with_point
 
 RECALL_AT = (1, 5, 10)
+IMAGE_TO_TEXT, PER_TEXT, TEXT_TO_IMAGE = "image_to_text", "image_to_text_per_text", "text_to_image"
 # Cosines of equal vectors differ by rounding, about 1e-7 in float32.
 TIE = 1e-6
 _CHUNK = 4_000_000  # similarities held at once: 32 MB
@@ -57,17 +61,41 @@ def retrieval(
 ) -> dict[str, dict[str, dict]]:
     """Recall at 1, 5 and 10 and the median rank in both directions, as JSON estimates with the level of chance.
 
-    images (m, E), texts (T, E), own (m,) as above; weights (R, m) of the patient-clustered bootstrap.  Intervals:
-    image to text resamples patients, with the candidate texts as they are; text to image resamples the distinct
-    texts, its queries, since a text belongs to many patients.
+    images (m, E), texts (T, E), own (m,) as above; weights (R, m) of the patient-clustered bootstrap.
+
+    "image_to_text": its recalls have the "fixed_order" that looks at no image, the commonest texts first.
+    "image_to_text_per_text": recall alone, as the mean over the texts of the share of their images that find them,
+    where a fixed order is worth chance.  Intervals: image to text resamples patients, with the candidate texts as they
+    are; the other two resample the distinct texts, since a text belongs to many patients.
     """
     replicates = weights.shape[0]
     by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)
     counts = np.bincount(own, minlength=len(texts))
+    ranks = image_to_text_ranks(images, texts, own)
+    found = _figures(ranks, weights, np.ones(len(images)), len(texts))
+    fixed = np.sort(counts)[::-1].cumsum() / len(images)
+    for k in RECALL_AT:
+        found[f"recall_at_{k}"]["fixed_order"] = float(fixed[min(k, len(texts)) - 1])
     return {
-        "image_to_text": _figures(image_to_text_ranks(images, texts, own), weights, np.ones(len(images)), len(texts)),
-        "text_to_image": _figures(text_to_image_ranks(images, texts, own), by_text, counts, len(images)),
+        IMAGE_TO_TEXT: found,
+        PER_TEXT: {
+            f"recall_at_{k}": recall_per_text(ranks, own, k, by_text).estimate().to_json()
+            | {"chance": chance_recall(np.ones(len(texts)), len(texts), k)}
+            for k in RECALL_AT
+        },
+        TEXT_TO_IMAGE: _figures(text_to_image_ranks(images, texts, own), by_text, counts, len(images)),
     }
+
+
+def recall_per_text(ranks: NDArray[np.int64], own: NDArray[np.int64], k: int, weights: NDArray) -> Distribution:
+    """Mean over the texts of the share of a text's images whose rank is at most k; each text has an image.
+
+    ranks, own (m,): of `image_to_text_ranks`, and the index of each image's text; weights (R, T): how often a replicate
+    draws each text.
+    """
+    share = np.bincount(own, ranks <= k) / np.bincount(own)  # (T,)
+    rows = with_point(weights)
+    return Distribution.from_rows(rows @ share / rows.sum(axis=1), len(share), bounds=SHARE)
 
 
 def chance_recall(correct: NDArray, candidates: int, k: int) -> float:

@@ -110,6 +110,7 @@ def retrieval_section(case: Case) -> tuple[dict, pa.Table | None]:
         [str(case.store.ids[row]) for row in used.tolist()],
         [str(case.store.patients[row]) for row in used.tolist()],
         keys,
+        own,
     )
     return retrieval(images, embedded, own, case.weights[:, places], seed=case.seed), ranks
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from maskedclip.evaluation.compare import MACRO, compare_results
+from maskedclip.evaluation.report_names import DIRECTIONS
 
 _NAMES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning", "lora": "LoRA fine-tuning"}
 _DENSE = {"auroc": "AUROC", "auprc": "AUPRC", "dice": "Dice"}
@@ -51,8 +52,10 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
     if section is not None and "skipped" in section:
         lines.append(f"retrieval: left out, {section['skipped']}")
     elif section is not None:
-        for way in ("image_to_text", "text_to_image"):
-            lines.append(f"retrieval, {way.replace('_', ' ')}: recall at 5 {interval(section[way]['recall_at_5'])}")
+        for way, name in ((way, name) for way, name in DIRECTIONS.items() if way in section):
+            entry = section[way]["recall_at_5"]
+            fixed = f"; the commonest texts first {entry['fixed_order']:.3f}" if "fixed_order" in entry else ""
+            lines.append(f"retrieval, {name}: recall at 5 {interval(entry)}{fixed}")
     return lines
 
 

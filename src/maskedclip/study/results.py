@@ -11,12 +11,13 @@ from maskedclip.evaluation.compare_read import MACRO, Key
 from maskedclip.evaluation.compare_sheets import Cell as TableCell
 from maskedclip.evaluation.compare_sheets import Sheet
 from maskedclip.evaluation.report_names import row_name
+from maskedclip.evaluation.retrieval import PER_TEXT
 from maskedclip.evaluation.statistics import Estimate
 from maskedclip.study.cells import VALIDATION, cell_folder, read_result
 from maskedclip.study.definition import DEFAULT_SIZE, Cell, Study
 
 SECTIONS = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
-_RETRIEVAL: Key = ("retrieval", "image_to_text", "recall_at_10")
+_RETRIEVAL: Key = ("retrieval", PER_TEXT, "recall_at_10")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -99,8 +100,8 @@ def means_sheet(study: Study, budget: Budget) -> Sheet:
     """Every group: macro AUROC of each protocol, recall where it was measured, the lead on the reference, the cost."""
     retrieves = any(_RETRIEVAL in parts for parts in budget.comparison.distributions.values())
     columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS)]
-    columns += ["Image to text, recall at 10"] * retrieves + [f"encoder minus {study.reference}", "steps"]
-    columns += ["minutes", "images/s", "memory, GB", "best on validation"]
+    columns += ["Image to text, recall at 10, mean over texts"] * retrieves
+    columns += [f"encoder minus {study.reference}", "steps", "minutes", "images/s", "memory, GB", "best on validation"]
     sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
     for group, found in budget.groups.items():
         reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
