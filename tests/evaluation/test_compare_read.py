@@ -123,7 +123,9 @@ def test_rank_table__is_what_is_read(folder: Path, tmp_path: Path) -> None:
         ("drusen", ""),
         ("normal", ""),
     ]
-    assert list(ranks["image_to_text"].texts) == ["normal", "drusen", "normal"]
+    texts = ranks["image_to_text"].texts
+    assert texts is not None
+    assert list(texts) == ["normal", "drusen", "normal"]
     assert ranks["text_to_image"].texts is None
     pq.write_table(table.drop_columns(["text"]), other / "retrieval.parquet")  # of an evaluation from before
     ranks = read_predictions(other).ranks

@@ -3,7 +3,7 @@
 n test rows, R replicates.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,7 +179,7 @@ def _add_dense(
             found[place][DENSE, *key] = image_mean(row, known, weights)
 
 
-def _texts(holders: Sequence[Ranks], ids: Sequence[str]) -> list[str]:
+def _texts(holders: Sequence[Ranks], ids: Iterable[str]) -> list[str]:
     """The text of each image of `ids`, from the first evaluation that kept them; none where no one did."""
     known = next((ranks for ranks in holders if ranks.texts is not None), None)
     if known is None or known.texts is None or set(known.ids) != set(ids):
