@@ -127,6 +127,14 @@ def test_siglip__learns_its_temperature_and_bias_and_lends_the_temperature(folde
     assert {"terms.siglip.logit_scale", "terms.siglip.bias"} <= set(plain.parameters)
 
 
+@pytest.mark.parametrize("pairs", [2, 16])
+def test_siglip__bias_null_is_the_log_odds_of_a_positive_in_this_batch(folder: Path, pairs: int) -> None:
+    recipe = recipe_with("siglip", {"bias": None}, "--data.batch_paired", str(pairs))
+    objective, _ = first_step(folder, recipe)
+    bias = term_of(objective, "siglip").bias
+    assert torch.sigmoid(bias).item() == pytest.approx(1 / pairs)  # of a pair whose cosine is 0
+
+
 def test_siglip__beside_clip_leaves_the_model_its_own_temperature(folder: Path) -> None:
     world = World(folder, recipe_with("siglip", None, clip_weight=1.0))
     world.step(3)

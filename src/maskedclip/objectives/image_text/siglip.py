@@ -33,8 +33,9 @@ class Options(TermOptions):
 
     inverse_temperature: float = 10.0
     """Where the learnt factor of the cosines begins [paper]."""
-    bias: float = -10.0
-    """Where the learnt shift of the logits begins [paper]: most pairs are negative, and so they begin."""
+    bias: float | None = -10.0
+    """Where the learnt shift of the logits begins [paper]: most pairs are negative, and so they begin.  -10 is near the
+    log odds of a positive in a batch of 32,768; null takes those of this run's batch, -log(batch_paired - 1) [ours]."""
     equal_texts: bool = True
     """Pairs with equal texts are positives too, since medical texts repeat [ours]; false: an image's own text only."""
     reads_text: ClassVar[bool] = True
@@ -111,13 +112,14 @@ class Siglip(nn.Module):
     spans_batch = True
     """The loss is no mean over samples; it reads pooled features only."""
 
-    def __init__(self, options: Options, *, lends_scale: bool, max_logit_scale: float) -> None:
+    def __init__(self, options: Options, *, lends_scale: bool, max_logit_scale: float, pairs: int) -> None:
         super().__init__()
         self.equal_texts, self.lends_scale = options.equal_texts, lends_scale
         self.max_log_scale = math.log(max_logit_scale)
         # (1,): sharded training shards no scalars
         self.logit_scale = nn.Parameter(torch.tensor([math.log(options.inverse_temperature)]))
-        self.bias = nn.Parameter(torch.tensor([options.bias]))
+        bias = -math.log(max(pairs - 1, 1)) if options.bias is None else options.bias
+        self.bias = nn.Parameter(torch.tensor([bias]))
 
     def forward(self, views: Views) -> tuple[Losses, Report]:
         """The loss over the paired images, and how often the right text is the nearest in this rank's batch."""
@@ -150,4 +152,6 @@ def _places(key: Tensor) -> Tensor:
 def build(options: Options, context: "BuildContext") -> Siglip:
     """The term of a recipe; where no other loss reads the model's temperature, that follows the term's own."""
     idle = freeze_idle_temperature(context)
-    return Siglip(options, lends_scale=idle, max_logit_scale=context.recipe.objective.max_logit_scale)
+    chosen = context.recipe
+    pairs = chosen.data.batch_paired  # of all ranks together
+    return Siglip(options, lends_scale=idle, max_logit_scale=chosen.objective.max_logit_scale, pairs=pairs)
