@@ -17,7 +17,7 @@ from maskedclip.recipe import Recipe, load_recipe
 
 SHIPPED = Path(__file__).parent / "studies"
 # Fields of a recipe that may name a file or folder, which a study file names relative to itself.
-_PATHS = ("model.image_weights", "model.text_encoder")
+_PATHS = ("model.image_weights", "model.text_encoder", "data.pairs")
 DEFAULT_SIZE = "default"
 
 
@@ -110,7 +110,7 @@ class Study:
         return sorted(found, key=lambda key: found[key])
 
     def recipe(self, method: str, size: str, text_fraction: float, seed: int, steps: int) -> Recipe:
-        """The recipe of a cell.
+        """The recipe of a cell; "{seed}" and "{text_fraction}" in a field that is a text stand for those of the cell.
 
         Raises:
             UserError: an unknown field, a value of the wrong type, or a contradiction.
@@ -118,11 +118,21 @@ class Study:
         chosen = (self.methods[method], self.sizes[size])
         configs = [name for part in chosen for name in part.config]
         fields = {**self.fields, **chosen[1].fields, **chosen[0].fields}
+        own = {"{seed}": str(seed), "{text_fraction}": f"{text_fraction:g}"}
+        fields = {name: _filled(value, own) for name, value in fields.items()}
         fields |= {"data.text_fraction": text_fraction, "training.steps": steps, "seed": seed}
         try:
             return load_recipe(configs, [f"--{name}={_text(value)}" for name, value in fields.items()])
         except UserError as error:
             raise UserError(f"study {self.name}, method {method}, size {size}: {error}") from None
+
+
+def _filled(value: Any, own: Mapping[str, str]) -> Any:
+    """A text with what belongs to the cell put in; other values as they are."""
+    if isinstance(value, str):
+        for name, text in own.items():
+            value = value.replace(name, text)
+    return value
 
 
 def _text(value: Any) -> str:
@@ -261,8 +271,11 @@ class _Reader:
         fields = {str(name): value for name, value in self._mapping(key, given).items()}
         for name in _PATHS:
             value = fields.get(name)
-            if isinstance(value, str) and (self.path.parent / value).exists():
-                fields[name] = str(self.path.parent / value)
+            if isinstance(value, str):
+                beside = self.path.parent / value
+                # What a cell fills in is not known here, so the folder has to do.
+                if beside.exists() or ("{" in value and beside.parent.is_dir()):
+                    fields[name] = str(beside)
         return fields
 
     def _method(self, key: str, methods: Mapping[str, Choice]) -> str:
