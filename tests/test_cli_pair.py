@@ -74,6 +74,23 @@ def test_pair__writes_the_nearest_text_of_each_unpaired_image(
     assert said[-1].startswith(f"next: look at {tmp_path}/pairs.html")
 
 
+def test_pair__a_run_on_paired_images_alone_has_not_read_the_other_texts(store: Path, tmp_path: Path) -> None:
+    """Its seen.parquet lists those images only; the texts of the other training images are not to be given away."""
+    alone, out = tmp_path / "run", tmp_path / "pairs.parquet"
+    pretrain(load_recipe(["clip", "tiny"], [*TINY, "--data.text_fraction", "0.3"]), store, alone)
+    _run(alone, "--data", store, "--out", out)
+    opened, seen = open_store(store), pq.read_table(alone / "seen.parquet")
+    assert all(seen.column("with_text").to_pylist())
+    read = set(seen.column("id").to_pylist())
+    others = [row for row in opened.rows("train").tolist() if opened.ids[row] not in read]
+    assert any(opened.texts[row] for row in others)
+    pairs = pq.read_table(out)
+    assert sorted(pairs.column("id").to_pylist()) == sorted(opened.ids[row] for row in others)
+    known = {opened.texts[opened.ids.index(name)] for name in read}
+    assert set(pairs.column("text").to_pylist()) <= known
+    assert about_pairs(out)["hubness"]["texts"] == len(known)
+
+
 def test_pair__draws_a_page_that_holds_its_pictures_and_escapes_texts(
     store: Path, run: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -116,7 +116,11 @@ def choose_images(store: Store, split: str, which: Literal["unpaired", "all"], r
 
 
 def _texts_read(store: Store, run: Path | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
-    """Whose text a run read, and which rows it knows, bool (N,) each; None where it knows none."""
+    """Whose text a run read, and which rows it knows, bool (N,) each; None where it knows none.
+
+    Of a store that it read, it knows all training rows: a run on paired images alone lists no others, and those whose
+    text `data.text_fraction` left out are among these.
+    """
     path = None if run is None else next((p for p in (run / SEEN, run.parent / SEEN) if p.is_file()), None)
     if path is None:
         return None
@@ -126,6 +130,8 @@ def _texts_read(store: Store, run: Path | None) -> tuple[NDArray[np.bool_], NDAr
     kept = dict(zip(keys, seen.column("with_text").to_pylist(), strict=True))
     found = [kept.get(key) for key in zip(owners.tolist(), store.ids, strict=True)]
     known = np.asarray([value is not None for value in found])
+    training = np.isin(np.arange(len(store)), store.rows("train"))
+    known |= training & np.isin(owners, list({owner for owner, _ in kept}))
     return (np.asarray([bool(value) for value in found]), known) if known.any() else None
 
 
