@@ -67,13 +67,17 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     if (Path(args.run) / "recipe.yaml").is_file():  # a part of one's own is asked for now, not after hours
         RunDirectory(Path(args.run)).read_recipe()
+    is_run = (Path(args.run) / "recipe.yaml").is_file()
+    if args.against is not None and not is_run:
+        raise UserError(
+            f"--against: {args.run} is no run and gets no report; `maskedclip compare` sets evaluations side by side"
+        )
     store, task = _store(args)
     wanted = args.protocols.split(",") if args.protocols else (task.protocols if task is not None else DEFAULT)
     if store.kind == "volumes":
         trained = [name for name in wanted if name.strip() in ("dense", "finetune", "lora")]
         if trained:
             raise UserError(f"--protocols: {', '.join(trained)}: not for volumes; give linear, knn, fewshot, ...")
-    is_run = (Path(args.run) / "recipe.yaml").is_file()
     leakage = seen_in_pretraining(Path(args.run), store, store.rows("test")) if is_run else None
     if leakage is not None:
         say(leakage.get("sentence") or leakage["reason"])

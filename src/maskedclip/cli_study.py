@@ -37,7 +37,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _study(args: argparse.Namespace) -> None:
     from maskedclip.study.definition import load_study
     from maskedclip.study.page import write_page
-    from maskedclip.study.runner import claim, run_one, run_study, study_cells, submit
+    from maskedclip.study.runner import check_cells, claim, run_one, run_study, study_cells, submit
 
     overrides = _overrides(args.rest)
     stores, tested = ([store for group in given for store in group] for given in (args.data, args.evaluate))
@@ -50,6 +50,8 @@ def _study(args: argparse.Namespace) -> None:
         "equal_time": study.equal_time,
         "split": study.split,
         "precision": study.precision,
+        "protocols": list(study.protocols),
+        "replicates": study.replicates,
         "fields": {name: str(value) for name, value in study.fields.items()},
     }
     claim(study, args.out, settings)
@@ -63,6 +65,7 @@ def _study(args: argparse.Namespace) -> None:
     if not args.report:
         run_study(study, args.out, minutes_limit=args.max_minutes)
     cells = study_cells(study, args.out)
+    check_cells(study, args.out, cells)
     page, lines = write_page(study, args.out, cells)
     say_next(*lines, f"next: look at {page}; tables for a paper are beside it (study.md, study.tex)")
 

@@ -130,6 +130,8 @@ def test_compare_models__recall_with_and_without_ranks(folders: dict[str, list[P
     assert difference is not None
     assert difference.value == pytest.approx(0.5)
     written = paired.to_json()
+    assert written["chance"]["image_to_text"]["recall_at_5"] == recall["chance"]
+    assert written["fixed_order"]["image_to_text"]["recall_at_5"] == recall["fixed_order"]
     assert written["differences"]["clear"]["retrieval"]["image_to_text"]["recall_at_5"]["value"] == pytest.approx(0.5)
     assert written["values"]["clear"]["retrieval"]["image_to_text"]["recall_at_5"]["value"] == pytest.approx(1)
 

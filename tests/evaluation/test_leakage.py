@@ -46,7 +46,25 @@ def test_seen_in_pretraining__a_clean_test_split_is_clean(run: Path) -> None:
     store = open_store(run.parent / "store")
     found = seen_in_pretraining(run, store, store.rows("test"))
     assert (found["images"]["n"], found["near_duplicates"]["n"], found["patients"]["n"]) == (0, 0, 0)
-    assert found["sentence"].startswith(f"None of the {len(store.rows('test'))} test images")
+    count = len(store.rows("test"))
+    assert found["sentence"].startswith(f"None of the {count} test images, and none of their patients, was trained on")
+    assert found["images"]["compared"] == found["patients"]["compared"] == count
+    assert "perceptual hashes" in found["sentence"] if found["near_duplicates"]["compared"] == 0 else True
+
+
+def test_seen_in_pretraining__what_could_not_be_compared_is_said(run: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "bare", rows=30, seed=7)
+    bare = open_store(tmp_path / "bare")
+    found = seen_in_pretraining(run, bare, bare.rows("test"))
+    assert found["images"]["compared"] == found["patients"]["compared"] == 0
+    assert "could not be checked" in found["sentence"]
+    _with_hashes(tmp_path / "bare")
+    hashed = open_store(tmp_path / "bare")
+    found = seen_in_pretraining(run, hashed, hashed.rows("test"))
+    assert found["images"]["compared"] == len(hashed.rows("test"))
+    assert found["patients"]["compared"] == 0
+    assert found["sentence"].startswith(f"None of the {len(hashed.rows('test'))} test images was trained on")
+    assert "patients could not be compared" in found["sentence"]
 
 
 def test_seen_in_pretraining__files_near_duplicates_and_patients_are_found(run: Path, tmp_path: Path) -> None:
@@ -67,7 +85,7 @@ def test_seen_in_pretraining__files_near_duplicates_and_patients_are_found(run: 
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     store.table = table
     found = seen_in_pretraining(run, store, rows)
-    assert found["images"] == {"n": 1, "of": len(rows), "first": [store.ids[rows[0]]]}
+    assert found["images"] == {"n": 1, "of": len(rows), "first": [store.ids[rows[0]]], "compared": len(rows)}
     assert store.ids[rows[1]] in found["near_duplicates"]["first"]
     assert store.ids[rows[2]] not in found["near_duplicates"]["first"]
     assert found["patients"]["n"] == 0  # "p10" of another manifest is somebody else

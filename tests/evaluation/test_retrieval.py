@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from maskedclip.evaluation import retrieval as module
 from maskedclip.evaluation.retrieval import (
@@ -81,12 +82,9 @@ def test_retrieval__perfect_embedding_with_repeated_texts() -> None:
     figures = retrieval(np.eye(8)[own], np.eye(8), own, cluster_weights([None] * 40, replicates=50))
     for direction, n in (("image_to_text", 40), ("text_to_image", 8)):
         entry = figures[direction]["recall_at_1"]
-        assert {name: entry[name] for name in ("value", "low", "high", "n")} == {
-            "value": 1,
-            "low": 1,
-            "high": 1,
-            "n": n,
-        }
+        assert (entry["value"], entry["high"], entry["n"]) == (1, 1, n)
+        quantile = student.ppf(0.975, n - 1) ** 2
+        assert entry["low"] == pytest.approx(1 - quantile / (n + quantile))  # Wilson's, of n patients or texts
         assert figures[direction]["median_rank"]["value"] == 1
     assert figures["image_to_text"]["recall_at_1"]["chance"] == pytest.approx(1 / 8)
     assert figures["image_to_text"]["median_rank"]["candidates"] == 8

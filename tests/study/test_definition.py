@@ -52,11 +52,14 @@ def test_load_study__fields_reach_the_recipe_of_a_cell(tmp_path: Path) -> None:
 
 def test_load_study__seed_and_text_fraction_are_put_into_texts(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/0-0.25.parquet").write_bytes(b"")
     text = SMALL.replace("{objective.mkd_weight: 0.5}", "{data.pairs: 'pairs/{seed}-{text_fraction}.parquet'}")
     study = load_study(write(tmp_path, text))
     for seed in (0, 1):
         assert study.recipe("low", "default", 0.25, seed, 6).data.pairs == str(tmp_path / f"pairs/{seed}-0.25.parquet")
     assert study.recipe("clip", "default", 0.25, 1, 6).data.pairs is None
+    with pytest.raises(UserError, match=r"data\.pairs: \{sed\} is none of \{seed\}, \{text_fraction\}"):
+        load_study(write(tmp_path, text.replace("{seed}", "{sed}")))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +11,8 @@ import pytest
 
 from maskedclip.cli import run
 from maskedclip.errors import UserError
+from maskedclip.recipe import Recipe
+from maskedclip.study import cells
 from maskedclip.study.cells import cell_folder, claimed, read_result, run_cell
 from maskedclip.study.definition import load_study
 from maskedclip.study.rates import equal_time_steps
@@ -27,6 +30,7 @@ chain: [clip, maskedclip]
 protocols: [linear, zero_shot, retrieval]
 replicates: 50
 """
+CHANGED = "maskedclip: {config: maskedclip, set: {objective.mkd_weight: 0.5}},"
 _SET = dict(zip(TINY[::2], TINY[1::2], strict=True)) | {"--training.validate_every": "2"}
 FIELDS = [
     part for name in _SET if name not in ("--data.text_fraction", "--training.steps") for part in (name, _SET[name])
@@ -65,6 +69,10 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
         ("maskedclip", 1.0),
     }
     assert len(groups["clip", 0.5]["cells"]) == 2
+    assert results["reference"] == "clip"
+    assert set(groups["maskedclip", 0.5]["minus_reference"]) >= {"linear/encoder"}
+    assert groups["clip", 0.5]["minus_reference"] == {}
+    assert 0 <= groups["clip", 0.5]["recall"]["image_to_text_per_text/recall_at_10"]["value"] <= 1
     for group in groups.values():
         value = group["auroc"]["linear/encoder"]
         assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
@@ -97,6 +105,49 @@ def test_study__finished_cells_are_kept_and_a_lost_one_is_made_again_bitwise(don
     assert predictions.read_bytes() == kept
     after = {path: path.stat().st_mtime_ns for path in results}
     assert [path for path in results if after[path] != before[path]] == [lost]
+
+
+def test_study__a_finished_cell_is_not_set_beside_a_method_that_means_something_else(done: Path, place: Path) -> None:
+    text = (place / "own.yaml").read_text()
+    given = command(place, "out", "--report")
+    try:
+        (place / "own.yaml").write_text(text.replace("maskedclip: maskedclip,", CHANGED))
+        with pytest.raises(UserError, match=r"maskedclip-.*other fields \(objective\.mkd_weight\)"):
+            run(given)
+    finally:
+        (place / "own.yaml").write_text(text)
+    run(given)
+
+
+def test_study__a_cell_that_fails_is_told_and_the_others_go_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "two.yaml").write_text(
+        "config: [tiny]\nmethods: {clip: clip, maskedclip: maskedclip}\n"
+        "grid: [{methods: [clip, maskedclip], text_fractions: [0.5], seeds: [0]}]\n"
+        "steps: 4\nprotocols: [linear]\nreplicates: 20\n"
+    )
+    given = ["study", str(place / "two.yaml"), "--out", str(place / "two"), "--data", str(place / "store"), *FIELDS]
+    whole = cells.pretrain
+
+    def fails(recipe: Recipe, *rest: Any, **named: Any) -> Any:
+        if recipe.objective.mim_weight == 0:
+            raise UserError("the loss is not finite")
+        return whole(recipe, *rest, **named)
+
+    monkeypatch.setattr(cells, "pretrain", fails)
+    run(given)
+    said = "".join(capsys.readouterr())
+    assert "cell clip-default-text0.5-seed0-steps4: failed: the loss is not finite" in said
+    html = (place / "two" / "study.html").read_text()
+    assert "1 of 2 cells are finished" in html
+    assert "clip-default-text0.5-seed0-steps4 failed: the loss is not finite" in html
+    assert "None of the" in html  # the test images were looked for among the training images
+    monkeypatch.setattr(cells, "pretrain", whole)
+    run(given)
+    html = (place / "two" / "study.html").read_text()
+    assert "2 of 2 cells are finished" in html
+    assert "failed" not in html
 
 
 def test_study__other_settings_are_refused(done: Path, place: Path) -> None:

@@ -15,7 +15,14 @@ from maskedclip.evaluation import metrics
 from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, Ranks, Scores, check_paired, on_rows_of
 from maskedclip.evaluation.dense_table import image_mean
 from maskedclip.evaluation.intervals import SHARE
-from maskedclip.evaluation.retrieval import IMAGE_TO_TEXT, PER_TEXT, RECALL_AT, distinct, recall_per_text
+from maskedclip.evaluation.retrieval import (
+    IMAGE_TO_TEXT,
+    PER_TEXT,
+    RECALL_AT,
+    distinct,
+    drawn_together,
+    recall_per_text,
+)
 from maskedclip.evaluation.scoring import macro_distribution
 from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
 
@@ -199,7 +206,7 @@ def _add_recall(
         holders = [place for place, part in enumerate(evaluations) if direction in part.ranks]
         first = evaluations[holders[0]].ranks[direction]
         weights = with_point(cluster_weights(first.patients, replicates=replicates, seed=seed))
-        total = weights.sum(axis=1)
+        total, support = weights.sum(axis=1), drawn_together(weights)
         texts, own_text = distinct(_texts([evaluations[place].ranks[direction] for place in holders], first.ids))
         by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)
         for place in holders:
@@ -214,7 +221,7 @@ def _add_recall(
             for k in RECALL_AT:
                 recall = weights @ (own <= k).astype(np.float64) / total
                 found[place]["retrieval", direction, f"recall_at_{k}"] = Distribution.from_rows(
-                    recall, len(own), bounds=SHARE
+                    recall, len(own), bounds=SHARE, support=support
                 )
                 if direction == IMAGE_TO_TEXT and texts:
                     found[place]["retrieval", PER_TEXT, f"recall_at_{k}"] = recall_per_text(own, own_text, k, by_text)

@@ -117,6 +117,8 @@ class Comparison:
                 "replicates": self.replicates,
                 "seed": self.seed,
             },
+            "chance": _levelled(self.chance),
+            "fixed_order": _levelled(self.fixed_order),
             "values": self._merged("values"),
             "differences": self._merged("differences"),
             "tests": {
@@ -356,6 +358,14 @@ def section_name(section: Section) -> str:
     if section[0] == RETRIEVAL:
         return f"retrieval, {DIRECTIONS.get(section[1], section[1])}"
     return row_name(*section)
+
+
+def _levelled(levels: Mapping[Key, float]) -> dict[str, dict[str, float]]:
+    """{"image_to_text": {"recall_at_1": ...}} of what recall is worth without a model."""
+    nested: dict[str, dict[str, float]] = {}
+    for (_, direction, name), level in levels.items():
+        nested.setdefault(direction, {})[name] = level
+    return nested
 
 
 def _nested(entries: Mapping[Key, dict[str, Any]]) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def seen_in_pretraining(run: Path, store: Store, rows: NDArray[np.int64]) -> dic
     """Which of the test rows (m,) of `store` the run was trained on.
 
     Returns: {"checked": False, "reason"}; or {"checked": True, "images", "near_duplicates", "patients": {"n", "of",
-        "first"}, "sentence"}, all for JSON.  A patient counts where a store of the same manifest names it alike: two
-        hospitals may both have a patient "17", so only rows of a store that was trained on are compared.
+        "first", "compared"}, "sentence"}, all for JSON.  `compared` is how many of the rows could be compared: files by
+        their hash, or by id in a store that was trained on; patients only in such a store, since two hospitals may both
+        have a patient "17", and a store that was curated again is another one.
     """
     path = run / SEEN
     first_stage = run / "first_stage" / SEEN
@@ -39,14 +40,18 @@ def seen_in_pretraining(run: Path, store: Store, rows: NDArray[np.int64]) -> dic
     seen = pa.concat_tables([pq.read_table(entry) for entry in (path, first_stage) if entry.is_file()])
     table = store.table.take(pa.array(rows))
     ids = [store.ids[row] for row in rows.tolist()]
-    files = _same(table, seen, "sha256")
+    owners = np.repeat(np.asarray(store.fingerprints, object), store.sizes)[rows]
+    same_store = np.isin(owners, list(set(seen.column("store").to_pylist())))
+    files, by_hash = _same(table, seen, "sha256"), np.ones(len(rows), bool)
     if files is None:  # a store without hashes: ids tell, in the same store
-        files = _same_ids(store, rows, seen)
-    near = _near(table, seen)
+        files, by_hash = _same_ids(store, rows, seen), same_store
+    near, hashed = _near(table, seen)
     patients = _patients(store, rows, seen)
     found: dict[str, Any] = {"checked": True}
-    for name, hits in (("images", files), ("near_duplicates", near), ("patients", patients)):
-        found[name] = {"n": int(hits.sum()), "of": len(rows), "first": [ids[k] for k in np.flatnonzero(hits)[:_LISTED]]}
+    parts = (("images", files, by_hash), ("near_duplicates", near, hashed), ("patients", patients, same_store))
+    for name, hits, compared in parts:
+        first = [ids[k] for k in np.flatnonzero(hits)[:_LISTED]]
+        found[name] = {"n": int(hits.sum()), "of": len(rows), "first": first, "compared": int(compared.sum())}
     found["sentence"] = _sentence(found)
     return found
 
@@ -65,17 +70,19 @@ def _same_ids(store: Store, rows: NDArray[np.int64], seen: pa.Table) -> NDArray[
     return np.array([(store.fingerprints[owners[row]], store.ids[row]) in known for row in rows.tolist()], dtype=bool)
 
 
-def _near(table: pa.Table, seen: pa.Table) -> NDArray[np.bool_]:
+def _near(table: pa.Table, seen: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows that look like one that was seen, and rows that could be compared, (m,) each."""
     column = "perceptual_hash"
-    if column not in table.column_names or len(table) == 0:
-        return np.zeros(len(table), bool)
+    if column not in table.column_names or len(table) == 0 or seen.column(column).null_count == len(seen):
+        return np.zeros(len(table), bool), np.zeros(len(table), bool)
     given = table.column(column).to_pylist()
     queries = np.array([0 if value is None else int(value, 16) for value in given], dtype=np.uint64)
     known = np.array([int(value, 16) for value in seen.column(column).drop_null().to_pylist()], dtype=np.uint64)
     near = np.zeros(len(queries), bool)
     for found, _ in HashIndex(known, NEAR).search(queries):
         near[found] = True
-    return near & np.array([value is not None for value in given])
+    hashed = np.array([value is not None for value in given])
+    return near & hashed, hashed
 
 
 def _patients(store: Store, rows: NDArray[np.int64], seen: pa.Table) -> NDArray[np.bool_]:
@@ -95,4 +102,17 @@ def _sentence(found: dict[str, Any]) -> str:
             "trained on; figures on them are too good."
         )
     look = f"; {near:,} look like one that was (a perceptual hash; about 1 in 100 does by chance)" if near else ""
-    return f"None of the {of:,} test images, and none of their patients, was trained on{look}."
+    compared = {name: found[name]["compared"] == of for name in ("images", "near_duplicates", "patients")}
+    if not compared["images"]:
+        return (
+            "Leakage could not be checked: the store has no hashes of its images and is none of those that were "
+            "trained on; curate it with `maskedclip curate`."
+        )
+    people = ", and none of their patients," if compared["patients"] else ""
+    doubts = []
+    if not compared["patients"]:
+        doubts.append("patients could not be compared, as the store is none of those that were trained on")
+    if not compared["near_duplicates"]:
+        doubts.append("look-alikes could not, for want of perceptual hashes")
+    unsure = f" ({'; '.join(doubts)})" if doubts else ""
+    return f"None of the {of:,} test images{people} was trained on{look}{unsure}."

@@ -59,32 +59,50 @@ def retrieval(
     *,
     seed: int = 0,
 ) -> dict[str, dict[str, dict]]:
+    """The figures of `retrieval_figures` for embeddings images (m, E) and texts (T, E)."""
+    ranks = image_to_text_ranks(images, texts, own), text_to_image_ranks(images, texts, own)
+    return retrieval_figures(*ranks, own, weights, seed=seed)
+
+
+def retrieval_figures(
+    of_images: NDArray[np.int64],
+    of_texts: NDArray[np.int64],
+    own: NDArray[np.int64],
+    weights: NDArray,
+    *,
+    seed: int = 0,
+) -> dict[str, dict[str, dict]]:
     """Recall at 1, 5 and 10 and the median rank in both directions, as JSON estimates with the level of chance.
 
-    images (m, E), texts (T, E), own (m,) as above; weights (R, m) of the patient-clustered bootstrap.
+    of_images (m,) and of_texts (T,): ranks as `image_to_text_ranks` and `text_to_image_ranks` give them; own (m,):
+    index of each image's text; weights (R, m) of the patient-clustered bootstrap.
 
     "image_to_text": its recalls have the "fixed_order" that looks at no image, the commonest texts first.
     "image_to_text_per_text": recall alone, as the mean over the texts of the share of their images that find them,
     where a fixed order is worth chance.  Intervals: image to text resamples patients, with the candidate texts as they
     are; the other two resample the distinct texts, since a text belongs to many patients.
     """
-    replicates = weights.shape[0]
-    by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)
-    counts = np.bincount(own, minlength=len(texts))
-    ranks = image_to_text_ranks(images, texts, own)
-    found = _figures(ranks, weights, np.ones(len(images)), len(texts))
-    fixed = np.sort(counts)[::-1].cumsum() / len(images)
+    images, texts = len(of_images), len(of_texts)
+    by_text = cluster_weights([None] * texts, replicates=weights.shape[0], seed=seed)
+    counts = np.bincount(own, minlength=texts)
+    found = _figures(of_images, weights, np.ones(images), texts, drawn_together(weights))
+    fixed = np.sort(counts)[::-1].cumsum() / images
     for k in RECALL_AT:
-        found[f"recall_at_{k}"]["fixed_order"] = float(fixed[min(k, len(texts)) - 1])
+        found[f"recall_at_{k}"]["fixed_order"] = float(fixed[min(k, texts) - 1])
     return {
         IMAGE_TO_TEXT: found,
         PER_TEXT: {
-            f"recall_at_{k}": recall_per_text(ranks, own, k, by_text).estimate().to_json()
-            | {"chance": chance_recall(np.ones(len(texts)), len(texts), k)}
+            f"recall_at_{k}": recall_per_text(of_images, own, k, by_text).estimate().to_json()
+            | {"chance": chance_recall(np.ones(texts), texts, k)}
             for k in RECALL_AT
         },
-        TEXT_TO_IMAGE: _figures(text_to_image_ranks(images, texts, own), by_text, counts, len(images)),
+        TEXT_TO_IMAGE: _figures(of_texts, by_text, counts, images, texts),
     }
+
+
+def drawn_together(weights: NDArray) -> int:
+    """How many patients there are among rows with weights (R, n): the rows of one are drawn together."""
+    return len({column.tobytes() for column in weights.T})
 
 
 def recall_per_text(ranks: NDArray[np.int64], own: NDArray[np.int64], k: int, weights: NDArray) -> Distribution:
@@ -95,7 +113,7 @@ def recall_per_text(ranks: NDArray[np.int64], own: NDArray[np.int64], k: int, we
     """
     share = np.bincount(own, ranks <= k) / np.bincount(own)  # (T,)
     rows = with_point(weights)
-    return Distribution.from_rows(rows @ share / rows.sum(axis=1), len(share), bounds=SHARE)
+    return Distribution.from_rows(rows @ share / rows.sum(axis=1), len(share), bounds=SHARE, support=len(share))
 
 
 def chance_recall(correct: NDArray, candidates: int, k: int) -> float:
@@ -112,12 +130,12 @@ def chance_median_rank(correct: NDArray, candidates: int) -> float:
     return float(low)
 
 
-def _figures(ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int) -> dict[str, dict]:
+def _figures(ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int, support: float) -> dict[str, dict]:
     rows = with_point(weights)
     figures = {}
     for k in RECALL_AT:
         recall = rows @ (ranks <= k).astype(np.float64) / rows.sum(axis=1)
-        estimate = Distribution.from_rows(recall, len(ranks), bounds=SHARE).estimate()
+        estimate = Distribution.from_rows(recall, len(ranks), bounds=SHARE, support=support).estimate()
         figures[f"recall_at_{k}"] = estimate.to_json() | {"chance": chance_recall(correct, candidates, k)}
     median = Distribution.from_rows(weighted_median(ranks, rows), len(ranks)).estimate()
     chance = chance_median_rank(correct, candidates)

@@ -13,7 +13,7 @@ from maskedclip.evaluation.few_shot import few_shot
 from maskedclip.evaluation.knn import nearest_neighbours, unit_rows
 from maskedclip.evaluation.label_efficiency import label_efficiency
 from maskedclip.evaluation.probe import linear_probe
-from maskedclip.evaluation.retrieval import distinct, image_to_text_ranks, retrieval, text_to_image_ranks
+from maskedclip.evaluation.retrieval import distinct, image_to_text_ranks, retrieval_figures, text_to_image_ranks
 from maskedclip.evaluation.scoring import score_labels
 from maskedclip.evaluation.tasks import Prediction
 from maskedclip.evaluation.zero_shot import calibrated_zero_shot
@@ -104,15 +104,15 @@ def retrieval_section(case: Case) -> tuple[dict, pa.Table | None]:
     places = [place for place, _ in written]
     images = unit_rows(case.features["projected"][case.test][places])
     used: NDArray[np.int64] = case.rows[case.test][places]
-    ranks = rank_table(
-        image_to_text_ranks(images, embedded, own),
-        text_to_image_ranks(images, embedded, own),
+    ranks = image_to_text_ranks(images, embedded, own), text_to_image_ranks(images, embedded, own)
+    table = rank_table(
+        *ranks,
         [str(case.store.ids[row]) for row in used.tolist()],
         [str(case.store.patients[row]) for row in used.tolist()],
         keys,
         own,
     )
-    return retrieval(images, embedded, own, case.weights[:, places], seed=case.seed), ranks
+    return retrieval_figures(*ranks, own, case.weights[:, places], seed=case.seed), table
 
 
 SECTIONS: dict[str, Callable[[Case], Section]] = {

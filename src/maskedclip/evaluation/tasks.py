@@ -1,5 +1,6 @@
 """A label column as a classification task, and a model's answer to it.  n rows, K classes."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN = -1
-# More classes than this, each with fewer than three rows on average, are free text or a measured quantity.
+# More classes than this, half of them with fewer than three rows, are free text or a measured quantity.
 _MANY_CLASSES = 20
 
 
@@ -76,7 +77,7 @@ def _numbers(name: str, column: NDArray) -> Task | str:
     classes = (0, 1) if binary else tuple(int(value) for value in values)
     if len(classes) < 2:
         return _too_few(len(classes))
-    if _too_many(len(classes), int(known.sum())):
+    if _too_many(np.unique(column[known], return_counts=True)[1]):
         return f"has {len(classes)} different values in {known.sum()} rows: a quantity, not classes"
     truth = np.full(len(column), UNKNOWN, dtype=np.int64)
     truth[known] = np.searchsorted(classes, column[known])
@@ -87,9 +88,9 @@ def _words(name: str, column: NDArray) -> Task | str:
     classes = tuple(sorted({str(value) for value in column if value is not None}))
     if len(classes) < 2:
         return _too_few(len(classes))
-    count = sum(value is not None for value in column)
-    if _too_many(len(classes), count):
-        return f"has {len(classes)} different texts in {count} rows: free text, not classes"
+    rows = Counter(str(value) for value in column if value is not None)
+    if _too_many(np.array(list(rows.values()))):
+        return f"has {len(classes)} different texts in {rows.total()} rows: free text, not classes"
     index = {value: k for k, value in enumerate(classes)}
     truth = np.array([UNKNOWN if value is None else index[str(value)] for value in column], dtype=np.int64)
     return Task(name=name, kind="nominal", classes=classes, truth=truth)
@@ -99,5 +100,6 @@ def _too_few(classes: int) -> str:
     return "has one value only" if classes else "has no known value"
 
 
-def _too_many(classes: int, rows: int) -> bool:
-    return classes > _MANY_CLASSES and 3 * classes > rows
+def _too_many(rows: NDArray) -> bool:
+    """Whether values with so many rows each are no classes: many of them, half or more with one row or two."""
+    return len(rows) > _MANY_CLASSES and 2 * int((rows < 3).sum()) >= len(rows)

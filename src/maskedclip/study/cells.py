@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from maskedclip.data.store import open_store
@@ -15,11 +16,13 @@ from maskedclip.deployment.model import load
 from maskedclip.evaluation.development import DevelopmentStore
 from maskedclip.evaluation.evaluate import evaluate
 from maskedclip.evaluation.feature_cache import CachedFeatures
+from maskedclip.evaluation.leakage import seen_in_pretraining
 from maskedclip.study.definition import Cell, Study
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
 
 VALIDATION = "probe_auroc"
+FAILED = "failed.txt"
 
 
 def cell_folder(out: Path, cell: Cell) -> Path:
@@ -31,6 +34,34 @@ def read_result(out: Path, cell: Cell) -> dict[str, Any] | None:
     """What `run_cell` wrote; None where the cell is not finished."""
     path = cell_folder(out, cell) / "cell.json"
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_failure(out: Path, cell: Cell) -> str | None:
+    """Why the last attempt at an unfinished cell failed; None where none did."""
+    path = cell_folder(out, cell) / FAILED
+    return path.read_text().strip() if path.is_file() and read_result(out, cell) is None else None
+
+
+def changed_fields(study: Study, cell: Cell, result: dict[str, Any]) -> list[str]:
+    """Fields in which a finished cell was trained otherwise than the study now says.
+
+    Only those that both know: a later version may have more fields, and an earlier one kept none.
+    """
+    now = _flat(study.recipe(cell.method, cell.size, cell.text_fraction, cell.seed, cell.steps).to_dict())
+    before = _flat(result.get("recipe", {}))
+    return sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """{"data.size": ...} of a recipe, with values as JSON gives them back."""
+    plain = json.loads(json.dumps(fields))
+    return {
+        name: value
+        for section, part in plain.items()
+        for name, value in (
+            {f"{section}.{key}": entry for key, entry in part.items()} if isinstance(part, dict) else {section: part}
+        ).items()
+    }
 
 
 @contextmanager
@@ -66,19 +97,24 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
         if not done.complete:
             return False
         target = folder / "evaluation"
+        (folder / FAILED).unlink(missing_ok=True)
         if not (target / "results.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
             store = open_store(study.evaluate)
             model = load(run)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=study.precision == "bf16-mixed"):
+                moved = DevelopmentStore(store)
+                evaluated = moved if study.split == "development" else store
+                rows = np.flatnonzero(moved.splits == "test") if evaluated is moved else store.rows("test")
                 evaluate(
                     CachedFeatures(model, store, folder / "features"),
-                    DevelopmentStore(store) if study.split == "development" else store,  # type: ignore[arg-type]
+                    evaluated,  # type: ignore[arg-type]
                     target,
                     protocols=study.protocols,
                     replicates=study.replicates,
+                    extra={"seen_in_pretraining": seen_in_pretraining(run, store, rows)},
                 )
-        result = {"cell": vars(cell) | {"name": cell.name}, **_training(run)}
+        result = {"cell": vars(cell) | {"name": cell.name}, "recipe": recipe.to_dict(), **_training(run)}
         partial = folder / "cell.json.partial"
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(folder / "cell.json")

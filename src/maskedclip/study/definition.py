@@ -4,6 +4,7 @@ A cell is one training and one evaluation.  Cells differ in method, size, share 
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from maskedclip.recipe import Recipe, load_recipe
 SHIPPED = Path(__file__).parent / "studies"
 # Fields of a recipe that may name a file or folder, which a study file names relative to itself.
 _PATHS = ("model.image_weights", "model.text_encoder", "data.pairs")
+_PLACEHOLDER = re.compile(r"\{\w*\}")
 DEFAULT_SIZE = "default"
 
 
@@ -120,6 +122,10 @@ class Study:
         fields = {**self.fields, **chosen[1].fields, **chosen[0].fields}
         own = {"{seed}": str(seed), "{text_fraction}": f"{text_fraction:g}"}
         fields = {name: _filled(value, own) for name, value in fields.items()}
+        for name, value in fields.items():
+            left = _PLACEHOLDER.search(value) if isinstance(value, str) else None
+            if left:
+                raise UserError(f"study {self.name}, {name}: {left[0]} is none of {', '.join(own)}")
         fields |= {"data.text_fraction": text_fraction, "training.steps": steps, "seed": seed}
         try:
             return load_recipe(configs, [f"--{name}={_text(value)}" for name, value in fields.items()])
@@ -272,10 +278,10 @@ class _Reader:
         for name in _PATHS:
             value = fields.get(name)
             if isinstance(value, str):
-                beside = self.path.parent / value
-                # What a cell fills in is not known here, so the folder has to do.
-                if beside.exists() or ("{" in value and beside.parent.is_dir()):
-                    fields[name] = str(beside)
+                # What a cell fills in is not known here: one file that fits has to do.
+                pattern = str(Path(_PLACEHOLDER.sub("*", value)))
+                if not Path(value).is_absolute() and any(self.path.parent.glob(pattern)):
+                    fields[name] = str(self.path.parent / value)
         return fields
 
     def _method(self, key: str, methods: Mapping[str, Choice]) -> str:

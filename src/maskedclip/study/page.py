@@ -1,6 +1,7 @@
 """A study as one page of HTML, and its tables in Markdown, LaTeX and JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from maskedclip.evaluation.compare_sheets import Sheet
 from maskedclip.evaluation.compare_table import to_latex, to_markdown
 from maskedclip.evaluation.report_names import row_name
 from maskedclip.html import Section, Table, escape, figure, grid, page, paragraph, picture
-from maskedclip.study.cells import read_result
+from maskedclip.study.cells import cell_folder, read_failure, read_result
 from maskedclip.study.definition import Cell, Study
 from maskedclip.study.figures import fraction_chart, validation_chart
-from maskedclip.study.results import SECTIONS, Budget, chain_sheet, means_sheet, read_budgets, verdicts
+from maskedclip.study.results import SECTIONS, Budget, Group, chain_sheet, means_sheet, read_budgets, verdicts
 
 
 def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, list[str]]:
@@ -33,7 +34,9 @@ def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, li
     ]
     said = [line for budget in budgets for line in verdicts(study, budget)]
     progress = f"{finished} of {len(cells)} cells are finished"
-    sections = [Section(anchor="answer", title="What came out", body=_answer(study, said, progress))]
+    failed = [f"{cell.name} failed: {reason}" for cell in cells if (reason := read_failure(out, cell)) is not None]
+    warnings = [*failed, *_leakage(out, cells)]
+    sections = [Section(anchor="answer", title="What came out", body=_answer(study, said, progress, warnings))]
     for budget in budgets:
         sections.append(Section(anchor=budget.name, title=budget.title, body=_budget(study, budget)))
     sections.append(Section(anchor="how", title="How it was done", body=_how(study, out)))
@@ -41,14 +44,28 @@ def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, li
     _write(out / "study.html", html)
     _write(out / "study.md", to_markdown(tables))
     _write(out / "study.tex", to_latex(tables))
-    _write(out / "results.json", json.dumps(_as_json(budgets, said, progress), indent=1) + "\n")
-    return out / "study.html", [progress, *said]
+    _write(out / "results.json", json.dumps(_as_json(study, budgets, said, progress), indent=1) + "\n")
+    return out / "study.html", [progress, *said, *failed]
 
 
-def _answer(study: Study, said: Sequence[str], progress: str) -> str:
+def _leakage(out: Path, cells: Sequence[Cell]) -> list[str]:
+    """What the evaluations found of their test images in the training data, with the number of cells that say it."""
+    told: Counter[str] = Counter()
+    for cell in cells:
+        path = cell_folder(out, cell) / "evaluation" / "results.json"
+        if read_result(out, cell) is None or not path.is_file():
+            continue
+        found = json.loads(path.read_text()).get("about", {}).get("seen_in_pretraining")
+        if found is not None:
+            told[found.get("sentence") or found["reason"]] += 1
+    return [f"{sentence} ({count} cell{'s' * (count > 1)})" for sentence, count in sorted(told.items())]
+
+
+def _answer(study: Study, said: Sequence[str], progress: str, warnings: Sequence[str]) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in said)
     listed = f"<ul>{lines}</ul>" if lines else paragraph("Too few cells are finished for a comparison.")
-    return (paragraph(study.about) if study.about else "") + paragraph(f"{progress}.") + listed
+    notes = "".join(paragraph(line, "note") for line in warnings)
+    return (paragraph(study.about) if study.about else "") + paragraph(f"{progress}.") + listed + notes
 
 
 def _budget(study: Study, budget: Budget) -> str:
@@ -100,16 +117,27 @@ def _set(fields: object) -> str:
     return f" with {json.dumps(fields)}" if fields else ""
 
 
-def _as_json(budgets: Sequence[Budget], said: Sequence[str], progress: str) -> dict:
-    result: dict = {"progress": progress, "verdicts": list(said)}
+def _as_json(study: Study, budgets: Sequence[Budget], said: Sequence[str], progress: str) -> dict:
+    result: dict = {"progress": progress, "reference": study.reference, "verdicts": list(said)}
     for budget in budgets:
         groups = []
         for group, found in budget.groups.items():
-            values = {
-                f"{p}/{f}": e.to_json() for p, f in SECTIONS if (e := budget.value(group, (p, f, MACRO))) is not None
+            reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
+            values, differences = {}, {}
+            for section in SECTIONS:
+                key = (*section, MACRO)
+                if (value := budget.value(group, key)) is not None:
+                    values["/".join(section)] = value.to_json()
+                if group != reference and (lead := budget.difference(group, reference, key)) is not None:
+                    differences["/".join(section)] = lead.to_json()
+            recall = {
+                "/".join(key[1:]): value.to_json()
+                for key in budget.comparison.distributions[group.name]
+                if key[0] == "retrieval" and (value := budget.value(group, key)) is not None
             }
-            cells = [entry for _, entry in found]
-            groups.append(vars(group) | {"auroc": values, "cells": cells})
+            cells = [{name: value for name, value in entry.items() if name != "recipe"} for _, entry in found]
+            figures = {"auroc": values, "minus_reference": differences, "recall": recall, "cells": cells}
+            groups.append(vars(group) | figures)
         result[budget.name] = groups
     return result
 

@@ -198,5 +198,13 @@ def _notes(study: Study, budget: Budget) -> list[str]:
         "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",
         "Best on validation: the online probe's AUROC at its best, mean over the seeds.",
     ]
+    parts = comparison.distributions.values()
+    if texts := next((part[_RETRIEVAL].n for part in parts if _RETRIEVAL in part), 0):
+        notes.append(
+            f"Recall: the mean over {texts:,} distinct texts, each counting alike (chance {min(10 / texts, 1):.3f}); "
+            "its intervals hold texts in place of patients."
+        )
+    elif any(key[0] == "retrieval" for part in parts for key in part):
+        notes.append("Recall is left out: the evaluations are of an earlier version, which did not keep the texts.")
     seeds = {len(found) for found in budget.groups.values()}
     return notes + (["Some groups have fewer seeds than others: the study is not finished."] if len(seeds) > 1 else [])

@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskedclip.console import minutes, say
 from maskedclip.errors import UserError
-from maskedclip.study.cells import cell_folder, read_result, run_cell
+from maskedclip.study.cells import FAILED, cell_folder, changed_fields, read_result, run_cell
 from maskedclip.study.definition import Cell, Study
 from maskedclip.study.rates import equal_time_steps, step_rates
 
@@ -38,7 +39,8 @@ def claim(study: Study, out: Path, settings: dict) -> None:
     mark = out / "study.json"
     if mark.is_file():
         before = json.loads(mark.read_text())
-        different = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
+        # What an earlier version did not write down is not compared.
+        different = sorted(key for key in before if before[key] != settings.get(key))
         if different:
             raise UserError(
                 f"--out {out}: holds this study with other settings ({', '.join(different)}); give them again as they "
@@ -51,13 +53,45 @@ def claim(study: Study, out: Path, settings: dict) -> None:
     mark.write_text(json.dumps(settings, indent=1) + "\n")
 
 
+def check_cells(study: Study, out: Path, cells: Sequence[Cell]) -> None:
+    """Refuse to set finished cells beside others under a method that means something else by now.
+
+    Raises:
+        UserError: a finished cell was trained with other fields than the study gives it.
+    """
+    for cell in cells:
+        result = read_result(out, cell)
+        changed = changed_fields(study, cell, result) if result is not None else []
+        if changed:
+            raise UserError(
+                f"{cell_folder(out, cell)}: was trained with other fields ({', '.join(changed)}) than the study's file "
+                "gives now; give them as they were, name the new method otherwise, or remove the cell's folder"
+            )
+
+
+def _check_pairs(study: Study, out: Path, cells: Sequence[Cell]) -> None:
+    """Ask for every unfinished cell's table of pairs now, not when its turn comes."""
+    for cell in cells:
+        recipe = study.recipe(cell.method, cell.size, cell.text_fraction, cell.seed, cell.steps)
+        pairs = recipe.data.pairs
+        if pairs is not None and read_result(out, cell) is None and not Path(pairs).is_file():
+            raise UserError(f"cell {cell.name}: data.pairs: {pairs}: no such file; `maskedclip pair` makes one")
+
+
 def run_study(study: Study, out: Path, *, minutes_limit: float = 0.0) -> tuple[int, int]:
     """Run what is left, cell by cell; several processes may share the work.  Returns finished cells, and all.
 
+    A cell that fails, as one that diverges, is told, and the others go on; the next call tries it again.
+
     minutes_limit: no further cell is begun after so many minutes; 0 is no limit.
+
+    Raises:
+        UserError: of the first cell that failed, where none was finished in this call or before.
     """
     cells = study_cells(study, out)
-    began, spent = time.monotonic(), []
+    check_cells(study, out, cells)
+    _check_pairs(study, out, cells)
+    began, spent, failures = time.monotonic(), [], []
     for place, cell in enumerate(cells):
         if read_result(out, cell) is not None:
             continue
@@ -67,10 +101,19 @@ def run_study(study: Study, out: Path, *, minutes_limit: float = 0.0) -> tuple[i
         about = f", about {minutes(left * sum(spent) / len(spent))} left" if spent else ""
         say(f"cell {place + 1} of {len(cells)}: {cell.name}{about}")
         started = time.monotonic()
-        if run_cell(study, cell, out):
+        try:
+            done = run_cell(study, cell, out)
+        except UserError as error:
+            failures.append(error)
+            (cell_folder(out, cell) / FAILED).write_text(f"{error}\n")
+            say(f"cell {cell.name}: failed: {error}")
+            continue
+        if done:
             spent.append(time.monotonic() - started)
         else:
             say(f"cell {cell.name}: not finished here; another process may be at it")
+    if failures and not any(read_result(out, cell) for cell in cells):
+        raise failures[0]
     return sum(read_result(out, cell) is not None for cell in cells), len(cells)
 
 

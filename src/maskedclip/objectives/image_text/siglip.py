@@ -35,7 +35,8 @@ class Options(TermOptions):
     """Where the learnt factor of the cosines begins [paper]."""
     bias: float | None = -10.0
     """Where the learnt shift of the logits begins [paper]: most pairs are negative, and so they begin.  -10 is near the
-    log odds of a positive in a batch of 32,768; null takes those of this run's batch, -log(batch_paired - 1) [ours]."""
+    log odds of a positive in a batch of 32,768 distinct texts; null takes those of this run's, -log(batch_paired - 1)
+    [ours], which is still low where texts repeat."""
     equal_texts: bool = True
     """Pairs with equal texts are positives too, since medical texts repeat [ours]; false: an image's own text only."""
     reads_text: ClassVar[bool] = True
