@@ -44,6 +44,11 @@ class MaskingOptions:
     needs_teacher: ClassVar[bool] = False
     """Whether it needs the moving average of encoder and bridge."""
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it reads the texts that were retrieved for images without one (data.pairs)."""
+        return False
+
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
 
@@ -60,6 +65,8 @@ class TermOptions:
     """Whether it needs the texts of the paired images."""
     reads_loose: ClassVar[bool] = False
     """Whether it also reads texts without images (data.texts)."""
+    reads_pairs: ClassVar[bool] = False
+    """Whether it also reads texts that were retrieved for images without one (data.pairs)."""
     reads_documents: ClassVar[bool] = False
     """Whether it reads several images and texts of a patient together (data.images_per_document)."""
     masks: ClassVar[bool] = False

@@ -54,8 +54,9 @@ class Recipe:
         )
 
         require(
-            self.data.pairs is None or self.reads_text,
-            "data.pairs: the recipe reads no texts; leave it out, or add a loss that does, as --config clipit_style",
+            self.data.pairs is None or self.objective.reads_pairs,
+            "data.pairs: no loss of this recipe reads retrieved texts; leave it out, or take one that does: --config "
+            "clipit_style, or objective.masking text_guided with `unpaired: retrieved`",
         )
 
     @property

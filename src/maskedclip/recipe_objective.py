@@ -139,6 +139,12 @@ class ObjectiveRecipe:
         )
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether a loss, or a masking that is used, reads retrieved texts."""
+        terms = self.term_options.values()
+        return any(term.reads_pairs for term in terms) or (self.masks and self.chosen_masking.reads_pairs)
+
+    @property
     def masks(self) -> bool:
         """Whether there is a masked pass."""
         return self.mim_weight > 0 or self.mkd_weight > 0 or any(term.masks for term in self.term_options.values())

@@ -34,7 +34,8 @@ def _write(folder: Path, path: Path, *, top: int = 1) -> Path:
 
 
 def _dataset(folder: Path, path: Path, *options: str, rank: int = 0, world: int = 1) -> StepDataset:
-    given = [*TINY, "--data.pairs", str(path), *options]
+    masked = ["--objective.masking", "text_guided", "--objective.masking_options", "{unpaired: retrieved}"]
+    given = [*TINY, *masked, "--data.pairs", str(path), *options]
     recipe, store = load_recipe(["maskedclip", "tiny"], given), open_store(folder)
     tokenizer = TextTokenizer(train_tokenizer(SENTENCES, 300), 16)
     return StepDataset(store, make_pools(store, recipe), recipe, tokenizer, rank, world)
@@ -157,8 +158,11 @@ def test_read__refuses_what_is_no_file_of_pairs(
 def test_recipe__refuses_pairs_that_nothing_would_read() -> None:
     with pytest.raises(UserError, match=r"data\.pairs: retrieved texts belong to unpaired images"):
         load_recipe(["maskedclip_paired"], ["--data.pairs", "p.parquet"])
-    with pytest.raises(UserError, match=r"data\.pairs"):
-        load_recipe(["mae"], ["--data.pairs", "p.parquet"])
+    for name in ("maskedclip", "mmclip_style"):
+        with pytest.raises(UserError, match=r"data\.pairs: no loss of this recipe reads retrieved texts") as refused:
+            load_recipe([name], ["--data.pairs", "p.parquet"])
+        assert "\n" not in str(refused.value)
+    assert load_recipe(["clipit_style"], ["--data.pairs", "p.parquet"]).data.pairs == "p.parquet"
 
 
 def test_fingerprint__is_of_the_pairs_and_not_of_the_file(folder: Path, tmp_path: Path) -> None:

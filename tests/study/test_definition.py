@@ -54,6 +54,7 @@ def test_load_study__seed_and_text_fraction_are_put_into_texts(tmp_path: Path) -
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs/0-0.25.parquet").write_bytes(b"")
     text = SMALL.replace("{objective.mkd_weight: 0.5}", "{data.pairs: 'pairs/{seed}-{text_fraction}.parquet'}")
+    text = text.replace("config: maskedclip", "config: clipit_style")
     study = load_study(write(tmp_path, text))
     for seed in (0, 1):
         assert study.recipe("low", "default", 0.25, seed, 6).data.pairs == str(tmp_path / f"pairs/{seed}-0.25.parquet")

@@ -22,6 +22,13 @@ from maskedclip.training.optimizer import (
 from tests.stores import SENTENCES, TINY
 
 
+def test_effective_lr__dae_learns_at_the_rate_of_its_size() -> None:
+    assert effective_lr(load_recipe(["dae", "volume_swin_unetr"], [])) == pytest.approx(1e-4)  # paper
+    for size in ("tiny", "vits14_dinov2"):
+        batch = ["--data.batch_paired", "16", "--data.batch_unpaired", "16"]
+        assert effective_lr(load_recipe(["dae", size], batch)) == effective_lr(load_recipe(["mae", size], batch))
+
+
 def test_effective_lr__is_base_times_batch_over_256() -> None:  # P27
     assert effective_lr(Recipe()) == pytest.approx(1.5e-4)
     halved = Recipe().replace(data={"batch_paired": 64, "batch_unpaired": 64})

@@ -38,6 +38,11 @@ class Options(MaskingOptions):
     """A sentence for each finding, e.g. {drusen: "a fundus photograph with drusen"}.  An image takes those of its
     positive labels (data.labels); or else those that its labels do not deny, weighted by softmax(cos / 0.07)."""
 
+    @property
+    def reads_pairs(self) -> bool:
+        """With `unpaired: retrieved`."""
+        return self.unpaired == "retrieved"
+
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
         super().__post_init__()

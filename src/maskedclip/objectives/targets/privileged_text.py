@@ -34,6 +34,7 @@ class Options(TermOptions):
     literal: bool = False
     """Let the loss move the text encoder too, as the official code does."""
     reads_text: ClassVar[bool] = True
+    reads_pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
