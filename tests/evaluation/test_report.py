@@ -185,10 +185,31 @@ def test_write_report__figures_are_those_of_results_json(world: World, whole: Pa
     for direction in ("image_to_text", "image_to_text_per_text", "text_to_image"):
         for metric in ("recall_at_1", "recall_at_5", "recall_at_10"):
             assert numbers(results["retrieval"][direction][metric]) in tables
+    for entry in results["linear"]["encoder"]["per_label"].values():
+        assert numbers(entry.get("sensitivity_at_90_specificity")) in tables
+    for name in ("brier", "calibration_error"):
+        assert numbers(results["linear"]["encoder"]["macro"][name]) in tables
+    calibrated = results["zero_shot"]["calibrated"]
+    assert ("calibrated on validation rows" in tables) == ("macro" in calibrated)
     difference = compare_results(*folders, replicates=50)["linear", "encoder", "macro"]
     shown = numbers(difference.to_json(), signed=True)
     assert f"trained minus untrained {shown} – {verdict(difference)}" in summary
     assert shown in tables
+
+
+def test_write_report__an_error_is_what_one_half_puts_on_the_wrong_side(world: World, whole: Page) -> None:
+    table = pq.read_table(world.evaluations["maskedclip"] / "predictions.parquet").to_pylist()
+    rows = [row for row in table if (row["protocol"], row["feature"]) == ("linear", "encoder") and not row["class"]]
+    expected = {"false alarm": 0, "missed": 0, "highest without it": 0, "lowest with it": 0}
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        scores = [[row["score"] for row in own if row["truth"] == truth] for truth in (0, 1)]
+        for score in sorted(scores[0])[::-1][:2]:
+            expected["false alarm" if score > 0.5 else "highest without it"] += 1
+        for score in sorted(scores[1])[:2]:
+            expected["lowest with it" if score > 0.5 else "missed"] += 1
+    shown = whole.text_of["errors"]
+    assert {name: len(re.findall(rf"{name} ?\d\.\d\d", shown)) for name in expected} == expected
 
 
 def test_write_report__undefined_stays_undefined(world: World, whole: Page) -> None:

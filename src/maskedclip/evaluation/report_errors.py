@@ -34,26 +34,33 @@ def worst_errors(subject: Subject) -> str:
             shown.append(f"<h3>{escape(label_name(scores.label))}</h3>{grid(cells, 'hits')}")
     tables = [_confusion(entry) for entry in scored if entry.classes]
     caption = (
-        f"{PROTOCOLS[part[0]]}, test split. Images that the model is surest about and wrong: false alarms have the "
-        "highest probability without the finding, misses the lowest with it. Labels may be wrong, too: look before you "
-        "judge."
+        f"{PROTOCOLS[part[0]]}, test split. The images without a finding that have its highest probability, and those "
+        "with it that have the lowest; above and below one half they are false alarms and misses, else the nearest to "
+        "one. "
+        "Labels may be wrong, too: look before you judge."
     )
+    findings = [entry for entry in scored if not entry.classes]
+    if len(findings) > _LABELS:
+        caption += f" Shown: the first {_LABELS} of {len(findings)} findings."
     return paragraph(caption) + "".join(shown) + "".join(tables)
 
 
 def _surest(subject: Subject, scores: LabelScores, places: dict[str, int]) -> list[str]:
     cells = []
-    for kind, truth, sign in (("false alarm", 0, -1), ("missed", 1, 1)):
+    for wrong, right, truth, sign in (("false alarm", "highest without it", 0, -1), ("missed", "lowest with it", 1, 1)):
         rows = np.flatnonzero(scores.truth == truth)
         for row in rows[np.argsort(sign * scores.score[rows], kind="stable")][:_EACH].tolist():
             place = places[scores.ids[row]]
+            is_wrong = (scores.score[row] > 0.5) != (truth == 1)
+            kind = wrong if is_wrong else right
             pixels = stored_pixels(subject.images, np.asarray([place]), subject.model.preprocessing.size)
             text = subject.images.text(place)
             said = escape(shorten(text, 120)) if text else "no text"
             alt = f"{label_name(scores.label)}, {kind}, probability {scores.score[row]:.2f}"
+            look = "wrong" if is_wrong else "note"
             cells.append(
                 f'<div class="hit">{picture(jpeg(pixels[0].permute(1, 2, 0).numpy()), "jpeg", alt)}'
-                f'<p><span class="wrong">{kind}</span> {scores.score[row]:.2f}</p><p class="note">{said}</p></div>'
+                f'<p><span class="{look}">{kind}</span> {scores.score[row]:.2f}</p><p class="note">{said}</p></div>'
             )
     return cells
 

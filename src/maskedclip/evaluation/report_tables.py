@@ -10,6 +10,12 @@ from maskedclip.evaluation.retrieval import RECALL_AT
 from maskedclip.html import Table, escape, estimate, paragraph, reason
 
 _METRICS = {"auprc": "AUPRC", "balanced_accuracy": "balanced accuracy"}  # beside AUROC, for every label
+_FURTHER = {
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "sensitivity_at_95_specificity": "at 95 %",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+}
 _MORE_METRICS = {"accuracy": "accuracy", "quadratic_kappa": "quadratic kappa"}  # for labels of several classes
 
 
@@ -23,6 +29,7 @@ def tables(subject: Subject) -> str:
     parts = [
         _counts(main, subject.unit),
         *_macro(subject),
+        *_further(subject),
         *_differences(subject),
         *_retrieval(subject),
         *_per_label(subject),
@@ -73,6 +80,27 @@ def _macro(subject: Subject) -> list[str]:
             if protocol != "about" and "skipped" in section:
                 shown.append(reason(f"{PROTOCOLS.get(protocol, protocol)}, {entry.name}: {section['skipped']}"))
     return shown
+
+
+def _further(subject: Subject) -> list[str]:
+    """Means over the labels of what only some protocols have: sensitivities, and how true probabilities are."""
+    entries = (subject.main, *subject.others)
+    rows = []
+    for key in measured_keys(entries):
+        for entry in entries:
+            part = entry.section(*key) or {}
+            of = f": {entry.name}" if len(entries) > 1 else ""
+            parts = {
+                row_name(*key) + of: part,
+                f"{row_name(*key)}, calibrated on validation rows{of}": part.get("calibrated"),
+            }
+            for name, found in parts.items():
+                macro = (found or {}).get("macro", {})
+                if any(metric in macro for metric in _FURTHER):
+                    rows.append([escape(name), *(estimate(macro.get(metric)) for metric in _FURTHER)])
+    columns = ("protocol", *_FURTHER.values())
+    caption = "Further means over the labels; Brier score and calibration error: the lower the better"
+    return [Table(caption=caption, columns=columns, rows=rows).render()] if rows else []
 
 
 def _macro_cells(macro: Mapping[str, Any]) -> list[str]:
@@ -133,6 +161,7 @@ def _per_label(subject: Subject) -> list[str]:
     paired = {other: found for other, found in subject.differences.items() if not isinstance(found, str)}
     for protocol, feature, part in subject.main.measured():
         chosen, rows = part.get("chosen", {}), []
+        further = [name for name in _FURTHER if any(name in entry for entry in part.get("per_label", {}).values())]
         for label, entry in part.get("per_label", {}).items():
             differences = [found.get((protocol, feature, label)) for found in paired.values()]
             rows.append(
@@ -140,7 +169,7 @@ def _per_label(subject: Subject) -> list[str]:
                     escape(label_name(label)),
                     estimate(entry.get("auroc")),
                     *(estimate(found and found.to_json(), signed=True) for found in differences),
-                    *(estimate(entry.get(name)) for name in _METRICS),
+                    *(estimate(entry.get(name)) for name in (*_METRICS, *further)),
                     *([escape(f"{chosen[label]:g}" if chosen.get(label) is not None else "–")] if chosen else []),
                     escape(entry.get("auroc", {}).get("n", "")),
                 ]
@@ -149,7 +178,8 @@ def _per_label(subject: Subject) -> list[str]:
                 name = f"{label_name(label)}: {row_name(protocol, feature)}"
                 several.append([escape(name), *(estimate(entry.get(metric)) for metric in _MORE_METRICS)])
         setting = [{"linear": "C", "knn": "k"}.get(protocol, "setting")] if chosen else []
-        columns = ["label", "AUROC", *(f"AUROC minus {other}" for other in paired), *_METRICS.values(), *setting, "n"]
+        columns = ["label", "AUROC", *(f"AUROC minus {other}" for other in paired), *_METRICS.values()]
+        columns += [*(_FURTHER[name] for name in further), *setting, "n"]
         if rows:
             caption = f"{row_name(protocol, feature)}, label by label"
             shown.append(Table(caption=caption, columns=columns, rows=rows).render())
