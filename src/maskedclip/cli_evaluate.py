@@ -65,9 +65,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from maskedclip.evaluation.summary import summary_lines
     from maskedclip.training.rundir import RunDirectory
 
-    if (Path(args.run) / "recipe.yaml").is_file():  # a part of one's own is asked for now, not after hours
-        RunDirectory(Path(args.run)).read_recipe()
     is_run = (Path(args.run) / "recipe.yaml").is_file()
+    if is_run:  # a part of one's own is asked for now, not after hours
+        RunDirectory(Path(args.run)).read_recipe()
     if args.against is not None and not is_run:
         raise UserError(
             f"--against: {args.run} is no run and gets no report; `maskedclip compare` sets evaluations side by side"

@@ -14,10 +14,15 @@ from maskedclip.evaluation.retrieval import (
     distinct,
     image_to_text_ranks,
     recall_per_text,
-    retrieval,
+    retrieval_figures,
     text_to_image_ranks,
 )
 from maskedclip.evaluation.statistics import cluster_weights
+
+
+def retrieval(images: NDArray, texts: NDArray, own: NDArray, weights: NDArray) -> dict[str, dict[str, dict]]:
+    ranks = image_to_text_ranks(images, texts, own), text_to_image_ranks(images, texts, own)
+    return retrieval_figures(*ranks, own, weights)
 
 
 def _unit(seed: int, rows: int, levels: int) -> NDArray:

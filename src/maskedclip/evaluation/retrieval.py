@@ -51,19 +51,6 @@ def text_to_image_ranks(images: NDArray, texts: NDArray, own: NDArray[np.int64])
     return ranks
 
 
-def retrieval(
-    images: NDArray,
-    texts: NDArray,
-    own: NDArray[np.int64],
-    weights: NDArray,
-    *,
-    seed: int = 0,
-) -> dict[str, dict[str, dict]]:
-    """The figures of `retrieval_figures` for embeddings images (m, E) and texts (T, E)."""
-    ranks = image_to_text_ranks(images, texts, own), text_to_image_ranks(images, texts, own)
-    return retrieval_figures(*ranks, own, weights, seed=seed)
-
-
 def retrieval_figures(
     of_images: NDArray[np.int64],
     of_texts: NDArray[np.int64],

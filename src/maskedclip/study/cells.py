@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from maskedclip.data.store import open_store
@@ -103,12 +102,12 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
             store = open_store(study.evaluate)
             model = load(run)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=study.precision == "bf16-mixed"):
-                moved = DevelopmentStore(store)
-                evaluated = moved if study.split == "development" else store
-                rows = np.flatnonzero(moved.splits == "test") if evaluated is moved else store.rows("test")
+                # Validation rows are what a development store calls its test rows.
+                development = study.split == "development"
+                rows = store.rows("val" if development else "test")
                 evaluate(
                     CachedFeatures(model, store, folder / "features"),
-                    evaluated,  # type: ignore[arg-type]
+                    DevelopmentStore(store) if development else store,  # type: ignore[arg-type]
                     target,
                     protocols=study.protocols,
                     replicates=study.replicates,

@@ -277,12 +277,15 @@ class _Reader:
         fields = {str(name): value for name, value in self._mapping(key, given).items()}
         for name in _PATHS:
             value = fields.get(name)
-            if isinstance(value, str):
-                # What a cell fills in is not known here: one file that fits has to do.
-                pattern = str(Path(_PLACEHOLDER.sub("*", value)))
-                if not Path(value).is_absolute() and any(self.path.parent.glob(pattern)):
-                    fields[name] = str(self.path.parent / value)
+            if isinstance(value, str) and self._stands_beside(value):
+                fields[name] = str(self.path.parent / value)
         return fields
+
+    def _stands_beside(self, value: str) -> bool:
+        """Whether a path is one beside the file; what a cell fills in is not known here, so one that fits has to do."""
+        if _PLACEHOLDER.search(value) is None or Path(value).is_absolute():
+            return (self.path.parent / value).exists()
+        return any(self.path.parent.glob(_PLACEHOLDER.sub("*", value)))
 
     def _method(self, key: str, methods: Mapping[str, Choice]) -> str:
         default = "clip" if "clip" in methods else next(iter(methods))
