@@ -29,15 +29,21 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-minutes", type=float, default=0.0, metavar="M", help="begin no cell after so many minutes"
     )
-    parser.add_argument("--slurm", action="store_true", help="a SLURM array job with a task for each cell")
-    parser.add_argument("--cell", type=int, default=None, metavar="K", help="only cell K, as a task of the array does")
-    parser.add_argument("--report", action="store_true", help="only tell what the finished cells say")
+    parser.add_argument(
+        "--slurm", action="store_true", help="a SLURM array job, a task for each cell, after a job that measures rates"
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--cell", type=int, default=None, metavar="K", help="only cell K, as a task of the array does")
+    only.add_argument("--rates", action="store_true", help="only measure how long steps take, for equal_time")
+    only.add_argument("--report", action="store_true", help="only tell what the finished cells say")
 
 
 def _study(args: argparse.Namespace) -> None:
     from maskedclip.study.definition import load_study
     from maskedclip.study.page import write_page
-    from maskedclip.study.runner import check_cells, claim, run_one, run_study, study_cells, submit
+    from maskedclip.study.rates import step_rates
+    from maskedclip.study.runner import check_cells, claim, run_one, run_study, study_cells
+    from maskedclip.study.slurm import submit
 
     overrides = _overrides(args.rest)
     stores, tested = ([store for group in given for store in group] for given in (args.data, args.evaluate))
@@ -57,6 +63,13 @@ def _study(args: argparse.Namespace) -> None:
     claim(study, args.out, settings)
     if args.cell is not None:
         run_one(study, args.out, args.cell)
+        return
+    if args.rates:
+        if study.equal_time is None:
+            raise UserError("--rates: this study has no equal_time; name a method there, or leave --rates out")
+        rates = step_rates(study, args.out)
+        told = (f"{name}: {seconds:.3f} s a step" for name, seconds in rates.items())
+        say_next(*told, "next: the same command without --rates trains and evaluates the cells")
         return
     if args.slurm:
         told = submit(study, args.out, ["maskedclip", *_without(sys.argv[1:], "--slurm")])

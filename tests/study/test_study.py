@@ -192,26 +192,97 @@ def test_run_cell__another_process_at_it_is_left_alone(place: Path, tmp_path: Pa
     assert read_result(tmp_path, cell) is None
 
 
-def test_study__slurm_gets_an_array_of_the_unfinished_cells(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tools = place / "bin"
+@pytest.fixture
+def sbatch(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where a stand-in for sbatch leaves what it was given: 1.sbatch, 1.options, 2.sbatch, ..."""
+    tools, given = tmp_path / "bin", tmp_path / "given"
     tools.mkdir()
-    (tools / "sbatch").write_text(f'#!/bin/sh\ncp "$1" {place}/submitted\necho "Submitted batch job 7"\n')
+    given.mkdir()
+    (tools / "sbatch").write_text(
+        f"#!/bin/sh\nn=$(($(ls {given} | wc -l) / 2 + 1))\n"
+        f'for last; do :; done\ncp "$last" {given}/$n.sbatch\necho "$@" > {given}/$n.options\necho "4$n;cluster"\n'
+    )
     (tools / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setattr("sys.argv", ["maskedclip", *command(place, "slurm", "--slurm")])
-    run(command(place, "slurm", "--slurm"))
-    script = (place / "submitted").read_text()
+    return given
+
+
+def _submitted(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["maskedclip", *given])
+    run(given)
+
+
+def test_study__slurm_gets_an_array_of_the_unfinished_cells(
+    place: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _submitted(command(place, "slurm", "--slurm"), monkeypatch)
+    assert len(list(sbatch.glob("*.sbatch"))) == 1  # nothing to measure
+    script = (sbatch / "1.sbatch").read_text()
     assert "#SBATCH --array=0,1,2,3,4,5,6,7" in script
     assert "--cell $SLURM_ARRAY_TASK_ID" in script
     assert "--slurm" not in script
-    assert "Submitted batch job 7: 8 cells" in capsys.readouterr().out
+    assert "job 41: 8 cells" in capsys.readouterr().out
     run(command(place, "slurm", "--cell", "1"))
     finished = list((place / "slurm" / "cells").glob("*/cell.json"))
     assert len(finished) == 1
     run(command(place, "slurm", "--report"))
     assert "1 of 8 cells are finished" in (place / "slurm" / "study.html").read_text()
+    _submitted(command(place, "slurm", "--slurm"), monkeypatch)
+    assert "#SBATCH --array=0,2,3,4,5,6,7" in (sbatch / "2.sbatch").read_text()
+    with pytest.raises(UserError, match="--rates: this study has no equal_time"):
+        run(command(place, "slurm", "--rates"))
+
+
+def test_study__slurm_measures_rates_on_a_node_and_not_where_jobs_are_submitted(
+    place: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "nodes.yaml").write_text(
+        "config: [tiny]\nmethods: {clip: clip, mae: mae}\nequal_time: mae\nsteps: 4\nprotocols: [linear]\n"
+        "grid: [{methods: [clip, mae], seeds: [0, 1]}]\nreplicates: 20\nslurm: {gres: 'gpu:1'}\n"
+    )
+    given = ["study", str(place / "nodes.yaml"), "--data", str(place / "store"), "--out", str(place / "nodes"), *FIELDS]
+    _submitted([*given, "--slurm"], monkeypatch)
+    assert not (place / "nodes" / "rates.json").exists()
+    rates, array = ((sbatch / f"{n}.sbatch").read_text() for n in (1, 2))
+    assert "--rates" in rates
+    assert "--array" not in rates
+    assert "--gres=gpu:1" in rates
+    assert "--gres=gpu:1" in array
+    # two seeds of clip twice, of mae once: it has the same steps in both comparisons
+    assert "#SBATCH --array=0,1,2,3,4,5\n" in array
+    assert "--dependency=afterok:41" in (sbatch / "2.options").read_text()
+    assert "job 41 measures how long steps take, job 42 follows it: at most 6 cells" in capsys.readouterr().out
+
+    run([*given, "--rates"])  # what the first job does
+    assert "clip default: " in capsys.readouterr().out
+    known = place / "nodes" / "rates.json"
+    assert set(json.loads(known.read_text())) == {"clip default", "mae default"}
+    known.write_text(json.dumps({"clip default": 1.0, "mae default": 1.0}))
+    run([*given, "--cell", "5"])  # a task that the rates left without a cell
+    assert "cell 5: the rates left 4 cells; nothing to do" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--cell: 6 is none of 0 \.\. 3"):
+        run([*given, "--cell", "6"])
+    _submitted([*given, "--slurm"], monkeypatch)
+    assert "#SBATCH --array=0,1,2,3\n" in (sbatch / "3.sbatch").read_text()
+
+
+def test_study__slurm_without_sbatch_says_what_to_submit(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (tmp_path / "alone.yaml").write_text(
+        "config: [tiny]\nmethods: {clip: clip, mae: mae}\nequal_time: mae\nsteps: 4\n"
+        "grid: [{methods: [clip, mae], seeds: [0]}]\n"
+    )
+    out = tmp_path / "alone"
+    _submitted(
+        ["study", str(tmp_path / "alone.yaml"), "--data", str(place / "store"), "--out", str(out), "--slurm", *FIELDS],
+        monkeypatch,
+    )
+    told = capsys.readouterr().out
+    assert (
+        f"--dependency=afterok:$(sbatch --parsable {out / 'rates.sbatch'}) {out / 'study.sbatch'} submits both" in told
+    )
 
 
 def _overrides() -> dict[str, object]:

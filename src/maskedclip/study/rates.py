@@ -14,6 +14,7 @@ from maskedclip.study.definition import Study
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
 
+RATES = "rates.json"
 STEPS, ROUNDS = 8, 3
 _WARM = 3
 Rates = dict[str, float]
@@ -24,10 +25,8 @@ def step_rates(study: Study, out: Path) -> Rates:
 
     A method of two stages counts by the mean of its stages, weighted with their shares of the steps.
     """
-    path = out / "rates.json"
-    known: Rates = json.loads(path.read_text()) if path.is_file() else {}
-    pairs = list(dict.fromkeys((method, size) for method, size, _, _ in study.combinations))
-    missing = [pair for pair in pairs if _name(*pair) not in known]
+    path = out / RATES
+    known, missing = _known(out), unmeasured(study, out)
     if missing:
         say(f"measuring the seconds of a step of {len(missing)} methods, for the comparison at equal time")
         found: dict[str, list[float]] = {}
@@ -43,10 +42,22 @@ def step_rates(study: Study, out: Path) -> Rates:
     return known
 
 
+def unmeasured(study: Study, out: Path) -> list[tuple[str, str]]:
+    """Methods with sizes of the grid whose step OUT/rates.json doesn't tell."""
+    known = _known(out)
+    pairs = dict.fromkeys((method, size) for method, size, _, _ in study.combinations)
+    return [pair for pair in pairs if _name(*pair) not in known]
+
+
 def equal_time_steps(study: Study, rates: Rates, method: str, size: str) -> int:
     """Steps of a method that take the time of `study.steps` steps of `study.equal_time`."""
     assert study.equal_time is not None
     return max(1, round(study.steps * rates[_name(study.equal_time, size)] / rates[_name(method, size)]))
+
+
+def _known(out: Path) -> Rates:
+    path = out / RATES
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _name(method: str, size: str) -> str:

@@ -1,9 +1,6 @@
-"""All cells of a study in turn, or as jobs of a SLURM array; finished cells are kept, a killed one goes on."""
+"""All cells of a study in turn; finished cells are kept, a killed one goes on."""
 
 import json
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -117,43 +114,25 @@ def run_study(study: Study, out: Path, *, minutes_limit: float = 0.0) -> tuple[i
     return sum(read_result(out, cell) is not None for cell in cells), len(cells)
 
 
-def submit(study: Study, out: Path, command: list[str]) -> str:
-    """Write OUT/study.sbatch, an array job with a task for each unfinished cell, and hand it to SLURM.
+def most_cells(study: Study) -> int:
+    """How many cells there can be, whatever the rates turn out to be.
 
-    Args:
-        study: its `slurm` options become #SBATCH lines.
-        out: the study's folder.
-        command: `maskedclip study ...` as it was given, without --slurm.
-
-    Returns: what to tell the user.
+    The method that gives the time has the same steps in both comparisons; others may by chance.
     """
-    cells = study_cells(study, out)
-    left = [place for place, cell in enumerate(cells) if read_result(out, cell) is None]
-    if not left:
-        return "all cells are finished"
-    options = {"job-name": study.name, "output": str(out / "slurm-%A-%a.log"), "requeue": ""} | dict(study.slurm)
-    lines = [f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in options.items()]
-    lines.append(f"#SBATCH --array={','.join(map(str, left))}")
-    # A training asks to be started again with status 75.
-    body = [
-        f"{' '.join(shlex.quote(part) for part in command)} --cell $SLURM_ARRAY_TASK_ID",
-        'status=$?; [ $status -eq 75 ] && scontrol requeue "$SLURM_JOB_ID"; exit $status',
-    ]
-    script = out / "study.sbatch"
-    script.write_text("\n".join(["#!/bin/bash", *lines, *body]) + "\n")
-    if shutil.which("sbatch") is None:
-        return f"{script} is written; there is no sbatch on this machine: submit it where there is"
-    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"sbatch {script}: {' '.join(done.stderr.split())}; mend `slurm` in the study's file")
-    return f"{done.stdout.strip()}: {len(left)} cells"
+    count = len(study.combinations)
+    if not study.equal_time:
+        return count
+    return 2 * count - sum(method == study.equal_time for method, _, _, _ in study.combinations)
 
 
 def run_one(study: Study, out: Path, place: int) -> None:
     """Run one cell by its number, as a job of an array does; exit status 75 asks for another start."""
     cells = study_cells(study, out)
-    if not 0 <= place < len(cells):
+    if not 0 <= place < most_cells(study):
         raise UserError(f"--cell: {place} is none of 0 .. {len(cells) - 1}")
+    if place >= len(cells):
+        say(f"cell {place}: the rates left {len(cells)} cells; nothing to do")
+        return
     if not run_cell(study, cells[place], out):
         say(f"cell {cell_folder(out, cells[place])}: not finished")
         sys.exit(75)
