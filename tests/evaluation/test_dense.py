@@ -20,6 +20,7 @@ from maskedclip.evaluation.dense import dense_probe, dice
 from maskedclip.evaluation.dense_head import Pixels, fit_heads
 from maskedclip.evaluation.dense_sheet import Shown, dense_sheet
 from maskedclip.evaluation.dense_table import image_mean
+from maskedclip.evaluation.feature_cache import CachedFeatures
 from maskedclip.evaluation.statistics import cluster_weights
 
 SIDE, PATCH = 32, 8
@@ -133,6 +134,36 @@ def test_dense_probe__finds_what_the_tokens_hold_and_nothing_in_constant_ones(st
     assert found.table.num_rows == 8
     assert set(found.table.column("id").to_pylist()) == {store.ids[row] for row in store.rows("test")}
     assert dense_sheet(found.shown).startswith(b"\x89PNG")
+
+
+class CountingPixels(PixelModel):
+    """Counts the images whose tokens are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def patch_features(self, images: NDArray) -> dict[str, NDArray]:
+        self.asked += len(images)
+        return super().patch_features(images)
+
+
+def test_dense_probe__tokens_are_computed_once_and_the_answers_are_the_same(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = dense_probe(PixelModel(), store, weights_of(store)).section
+    model = CountingPixels()
+    for _ in range(2):
+        assert dense_probe(CachedFeatures(model, store, tmp_path), store, weights_of(store)).section == expected  # type: ignore[arg-type]
+    assert model.asked == len(store.ids)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    monkeypatch.setattr("maskedclip.evaluation.feature_cache.MOST_BYTES", 1000)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert dense_probe(CachedFeatures(model, store, tmp_path), store, weights_of(store)).section == expected  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    assert "patch tokens of 12 images are too many to keep" in " ".join(capsys.readouterr().err.split())
 
 
 def test_dense_probe__reads_nothing_outside_the_field(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from maskedclip.evaluation import metrics
 from maskedclip.evaluation.dense_head import DenseHead, Pixels, fit_heads
 from maskedclip.evaluation.dense_sheet import Shown
 from maskedclip.evaluation.dense_table import DENSE_SCHEMA, METRICS, image_mean
+from maskedclip.evaluation.feature_cache import CachedFeatures
 from maskedclip.evaluation.scoring import macro_estimate
 from maskedclip.evaluation.selection import patient_folds
 from maskedclip.evaluation.statistics import Distribution, undefined
@@ -56,7 +57,8 @@ def dense_probe(model: Any, store: Store, weights: NDArray, *, size: int | None 
     """Fit and score every mask of the store.
 
     Args:
-        model: a `Model` of `maskedclip.load` or `open_model`, with patch features.
+        model: a `Model` of `maskedclip.load` or `open_model`, with patch features; within `CachedFeatures` its tokens
+            are computed once for all masks.
         store: with `mask.*` columns and splits.
         weights: of the bootstrap over the store's test rows (R, m).
         size: pixels that the encoder reads; None: as many whole patches as the stored picture holds.
@@ -76,7 +78,7 @@ def dense_probe(model: Any, store: Store, weights: NDArray, *, size: int | None 
     distributions: dict[str, dict[str, dict[str, Distribution | None]]] = {}
     for name in names:
         pixels, obstacle = _pixels(store, name, side)
-        answers = {} if obstacle else _answers(sized, store, name, pixels, seed)
+        answers = {} if obstacle else _answers(model, sized, store, name, pixels, seed)
         for feature in answers or _spaces(model):
             part = section.setdefault(feature, {"macro": {}, "per_label": {}, "chosen": {}, "size": side})
             parts = distributions.setdefault(feature, {metric: {} for metric in METRICS})
@@ -172,27 +174,33 @@ def _at(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return functional.interpolate(table, (side, side), mode="nearest-exact")[0, 0].numpy() > 0.5
 
 
-def _tokens(model: Any, store: Store, rows: NDArray[np.int64], side: int) -> dict[str, NDArray[np.float32]]:
+def _tokens(
+    model: Any, sized: Any, store: Store, rows: NDArray[np.int64], side: int
+) -> Mapping[str, NDArray[np.float32]]:
     """Patch tokens of rows by space, (B, L, D)."""
-    parts: list[dict[str, NDArray]] = []
-    with bar("patch features", len(rows)) as shown:
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH]
-            images = torch.stack([resize(store.image(int(row)), side) for row in batch])
-            parts.append(model.patch_features(images))
-            shown.advance(len(batch))
-    return {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
+
+    def compute(rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+        parts: list[dict[str, NDArray]] = []
+        with bar("patch features", len(rows)) as shown:
+            for start in range(0, len(rows), _BATCH):
+                batch = rows[start : start + _BATCH]
+                images = torch.stack([resize(store.image(int(row)), side) for row in batch])
+                parts.append(sized.patch_features(images))
+                shown.advance(len(batch))
+        return {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
+
+    return model.patch_tokens(side, rows, compute) if isinstance(model, CachedFeatures) else compute(rows)
 
 
 def _answers(
-    model: Any, store: Store, label: str, rows: _Rows, seed: int
+    model: Any, sized: Any, store: Store, label: str, rows: _Rows, seed: int
 ) -> dict[str, tuple[DenseHead, list[dict[str, float]], list[Shown]]]:
     """By feature: the head, the figures of each test image, and some of them to look at."""
     side, patch = rows.truth[int(rows.test[0])].shape[0], model.module.encoder.patch_size
     every = np.unique(np.concatenate([rows.train, rows.choosing, rows.test]))
     place = {int(row): number for number, row in enumerate(every)}
     found = {}
-    for feature, tokens in _tokens(model, store, every, side).items():
+    for feature, tokens in _tokens(model, sized, store, every, side).items():
 
         def taken(of: NDArray[np.int64], tokens: NDArray = tokens) -> tuple[NDArray, list[Pixels]]:
             return tokens[[place[int(row)] for row in of]], [rows.pixels(int(row)) for row in of]

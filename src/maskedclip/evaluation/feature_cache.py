@@ -1,12 +1,12 @@
 """Features are extracted once for weights, preprocessing and data, and kept; every protocol reads them.
 
-A file of safetensors a model and store: the row numbers that are in it (n,), and each feature (n, .).  It may be
-removed at any time.
+A file of safetensors a model and store: the row numbers that are in it (n,), and each feature (n, .).  Patch tokens
+(n, L, D) of a size have one of their own.  All may be removed at any time.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,24 @@ from maskedclip.evaluation.case import EvaluationModel
 
 VERSION = 1
 """Raised when the same weights would give other features."""
+MOST_BYTES = 4 << 30
+"""Larger tables of patch tokens are not kept."""
 _ROWS = "rows"
 _BATCH = 512
+Tables = Mapping[str, NDArray]
 
 
 class CachedFeatures:
     """A model whose features of a store are computed once.
 
-    Everything but `features` is the model's own.
+    Everything but what is kept is the model's own.
     """
 
     def __init__(self, model: EvaluationModel, store: Store, folder: Path | None = None) -> None:
-        """Serve `model` on `store`; `folder` holds the file, by default beside the store's other caches."""
+        """Serve `model` on `store`; `folder` holds the files, by default beside the store's other caches."""
         self.model, self.store = model, store
-        words = f"{VERSION} {model.fingerprint} {store.fingerprint}"
-        name = f"features-{hashlib.sha256(words.encode()).hexdigest()[:16]}.safetensors"
-        self.file = (folder or cache_folder(store.folders[0])) / name
+        self.folder = folder or cache_folder(store.folders[0])
+        self.file = self._file("features", "")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -55,56 +57,77 @@ class CachedFeatures:
         """Unit text embeddings (n, E)."""
         return self.model.encode_text(texts)
 
-    def features(self, store: Any, rows: NDArray[np.int64]) -> Mapping[str, NDArray]:
+    def features(self, store: Any, rows: NDArray[np.int64]) -> Tables:
         """Of rows of the store, by name, (n, .); those that are not in the file yet are computed and added to it."""
-        known = self._read()
-        have = known.get(_ROWS, np.empty(0, np.int64))
-        missing = np.setdiff1d(rows, have)
-        if len(missing) or not known:
-            new = self._extract(missing)
-            if not len(missing):
-                return new
-            known = _merged(known, {_ROWS: missing, **new})
-            self._write(known)
-        order = np.searchsorted(known[_ROWS], rows)
-        return {name: values[order] for name, values in known.items() if name != _ROWS}
+        return _kept(self.file, rows, self._extract)
+
+    def patch_tokens(
+        self, size: int, rows: NDArray[np.int64], compute: Callable[[NDArray[np.int64]], Tables]
+    ) -> Tables:
+        """Of rows of the store at a size in pixels, by name, (n, L, D); `compute` gives those that are not kept yet."""
+        return _kept(self._file("tokens", f" {size}"), rows, compute, most=MOST_BYTES)
+
+    def _file(self, kind: str, more: str) -> Path:
+        words = f"{VERSION} {self.model.fingerprint} {self.store.fingerprint}{more}"
+        return self.folder / f"{kind}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.safetensors"
 
     def _extract(self, rows: NDArray[np.int64]) -> dict[str, NDArray]:
-        parts: list[Mapping[str, NDArray]] = []
+        parts: list[Tables] = []
         with bar("features", len(rows)) as shown:
             for start in range(0, max(len(rows), 1), _BATCH):
                 parts.append(self.model.features(self.store, rows[start : start + _BATCH]))
                 shown.advance(len(rows[start : start + _BATCH]))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _read(self) -> dict[str, NDArray]:
-        """What the file holds, its rows ascending; nothing where there is none, or a damaged one, which is said."""
-        if not self.file.is_file():
-            return {}
-        try:
-            found = load_file(self.file)
-        except (SafetensorError, OSError, ValueError) as error:
-            say(f"{self.file}: cannot be read ({str(error).splitlines()[0]}); its features are computed again")
-            return {}
-        lengths = {len(values) for values in found.values()}
-        if _ROWS not in found or len(lengths) != 1 or (np.diff(found[_ROWS]) <= 0).any():
-            say(f"{self.file}: holds something else; its features are computed again")
-            return {}
-        return found
 
-    def _write(self, tables: Mapping[str, NDArray]) -> None:
-        """Replace the file at once; of two processes the last one stays, and loses nothing but the other's work."""
-        partial = self.file.with_suffix(f".{os.getpid()}.partial")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: np.ascontiguousarray(values) for name, values in tables.items()}, partial)
-            partial.replace(self.file)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            say(f"{self.file}: the features cannot be kept ({error}); they are computed again next time")
+def _kept(
+    file: Path, rows: NDArray[np.int64], compute: Callable[[NDArray[np.int64]], Tables], most: int | None = None
+) -> Tables:
+    """Tables of rows, in their order; what the file lacks is computed and added to it, up to `most` bytes."""
+    known: Tables = _read(file)
+    missing = np.setdiff1d(rows, known.get(_ROWS, np.empty(0, np.int64)))
+    if len(missing) or not known:
+        new = compute(missing)
+        if not len(missing):
+            return new
+        known = _merged(known, {_ROWS: missing, **new})
+        if most is None or sum(values.nbytes for values in known.values()) <= most:
+            _write(file, known)
+        else:
+            say(f"patch tokens of {len(known[_ROWS]):,} images are too many to keep; they are computed at each call")
+    order = np.searchsorted(known[_ROWS], rows)
+    return {name: values[order] for name, values in known.items() if name != _ROWS}
 
 
-def _merged(known: Mapping[str, NDArray], new: Mapping[str, NDArray]) -> dict[str, NDArray]:
+def _read(file: Path) -> dict[str, NDArray]:
+    """What the file holds, its rows ascending; nothing where there is none, or a damaged one, which is said."""
+    if not file.is_file():
+        return {}
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        say(f"{file}: cannot be read ({str(error).splitlines()[0]}); its features are computed again")
+        return {}
+    lengths = {len(values) for values in found.values()}
+    if _ROWS not in found or len(lengths) != 1 or (np.diff(found[_ROWS]) <= 0).any():
+        say(f"{file}: holds something else; its features are computed again")
+        return {}
+    return found
+
+
+def _write(file: Path, tables: Tables) -> None:
+    """Replace the file at once; of two processes the last one stays, and loses nothing but the other's work."""
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: np.ascontiguousarray(values) for name, values in tables.items()}, partial)
+        partial.replace(file)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        say(f"{file}: the features cannot be kept ({error}); they are computed again next time")
+
+
+def _merged(known: Tables, new: Tables) -> dict[str, NDArray]:
     """Both tables as one, by ascending row."""
     joined = {name: np.concatenate([known[name], new[name]]) if name in known else new[name] for name in new}
     order = np.argsort(joined[_ROWS], kind="stable")
