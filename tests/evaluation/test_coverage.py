@@ -4,6 +4,7 @@ Of 400 sets, a rate of 0.95 is within 0.915 and 0.985 but for about one seed in 
 """
 
 import pytest
+from benchmarks import coverage_others
 from benchmarks.coverage import METHODS, Setting, coverage, coverage_of_other_metrics
 
 SETTING = Setting(patients=80, prevalence=0.2, auroc=0.95)
@@ -30,3 +31,13 @@ def test_intervals__other_metrics_cover() -> None:
     found = coverage_of_other_metrics(SETTING, simulations=150, replicates=150)
     for metric in ("auprc", "balanced_accuracy", "sensitivity_at_90_specificity", "brier"):
         assert found[metric][0] >= 0.88, metric  # 150 sets: three standard errors below 0.94
+
+
+def test_intervals__recall_and_kappa_cover() -> None:
+    setting = coverage_others.Setting(patients=100, texts=40, median=8.0)
+    found = coverage_others.coverage_of_recall(setting, simulations=200, replicates=150)
+    found |= coverage_others.coverage_of_kappa(200, 1.0, simulations=200, replicates=150)
+    assert set(found) == {"image_to_text", "image_to_text_per_text", "text_to_image", "quadratic_kappa"}
+    for name, (rate, width) in found.items():
+        assert rate >= 0.885, name  # 200 sets: three standard errors below 0.93
+        assert width < 0.5, name
