@@ -53,6 +53,18 @@ def hardness(objective: PretrainingObjective, images: Tensor, draws: int = 12) -
     return total / count.clamp(min=1)
 
 
+@torch.no_grad()
+def hides(objective: PretrainingObjective, images: Tensor, ratio: float) -> Tensor:
+    """Which patches the agent hides where it never acts at random, uint8 (B, 3, S, S) -> bool (B, L)."""
+    masker = objective.masker
+    assert isinstance(masker, AgentMasker)
+    greedy = AgentMasker(masker.agent.grid, replace(masker.options, epsilon=0.0))
+    greedy.agent = masker.agent
+    views = objective._views(Batch(images, keys_of(len(images), 99), 0), 1.0)
+    scores = greedy.score(MaskContext(views.batch.keys, objective.model.encoder.num_patches, 1.0, views))
+    return mask_from_scores(scores, ratio).is_hidden()
+
+
 @dataclass
 class Learnt:
     """Mean error of the patches that the agent hides, of all, and of the hardest; correlation of Q with the error of a
@@ -73,11 +85,9 @@ def examine(objective: PretrainingObjective, images: Tensor, error: Tensor, rati
     """
     masker = objective.masker
     assert isinstance(masker, AgentMasker)
-    greedy = AgentMasker(masker.agent.grid, replace(masker.options, epsilon=0.0))
-    greedy.agent = masker.agent
     views = objective._views(Batch(images, keys_of(len(images), 99), 0), 1.0)
-    scores = greedy.score(MaskContext(views.batch.keys, error.shape[1], 1.0, views))
-    hidden, hardest = (mask_from_scores(table, ratio).is_hidden() for table in (scores, error))
+    hidden = hides(objective, images, ratio)
+    hardest = mask_from_scores(error, ratio).is_hidden()
     deviation = objective.model.encoder.patchify(views.image).std(dim=-1)
     contrasted = mask_from_scores(deviation, 0.25).is_hidden()
     values = masker._actions(masker.agent(views.image))

@@ -1,8 +1,9 @@
-"""Phantom photographs, a stand-in for the attention between their patches, and what a mask looks like on a grid."""
+"""Phantom photographs, digits, a stand-in for the attention between patches, and what a mask looks like on a grid."""
 
 from functools import cache
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from maskedclip import randomness
@@ -16,6 +17,19 @@ def photographs(count: int = 8, size: int = 56) -> Tensor:
     """Left eyes of patients 0, 1, ..., float32 in [0, 1], (B, 3, S, S)."""
     drawn = [torch.tensor(draw_phantom(0, patient, "left", size).image) for patient in range(count)]
     return torch.stack(drawn).permute(0, 3, 1, 2).float() / 255
+
+
+@cache
+def digits(count: int) -> Tensor:
+    """Handwritten digits of 16 px somewhere on black pictures of 32 px, uint8 (B, 3, 32, 32)."""
+    values, _ = load_digits(return_X_y=True)
+    strokes = torch.tensor(15.9 * values[:count]).round().byte().unflatten(1, (8, 8))
+    strokes = strokes.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    pictures = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    corners = torch.randint(0, 17, (count, 2), generator=torch.Generator().manual_seed(0)).tolist()
+    for picture, digit, (top, left) in zip(pictures, strokes, corners, strict=True):
+        picture[:, top : top + 16, left : left + 16] = digit
+    return pictures
 
 
 def stand_in(images: Tensor, patch: int = 4) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor, nn
+from torch.nn import functional
 
 from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import build_model
@@ -22,8 +23,8 @@ from maskedclip.parts import read_options
 from maskedclip.recipe import load_recipe
 from maskedclip.training.checkpoint import list_checkpoints
 from maskedclip.training.pretrain import pretrain
-from tests.objectives.masking.agent_run import examine, hardness, make_objective, train
-from tests.objectives.masking.photographs import keys_of, photographs
+from tests.objectives.masking.agent_run import examine, hardness, hides, make_objective, train
+from tests.objectives.masking.photographs import digits, keys_of, photographs
 from tests.stores import TINY, make_store
 
 
@@ -178,6 +179,23 @@ def test_q_agent__hides_what_is_hard_to_restore(learnt: tuple[PretrainingObjecti
     found = examine(objective, images, hardness(objective, images))
     assert found.agent >= 1.5 * found.uniform
     assert found.correlation >= 0.3
+
+
+def test_q_agent__of_the_recipe_hides_the_foreground() -> None:
+    """With greedy actions after the warm-up; judged by the reconstructor that it worked against.
+
+    Measured: error 2.8 times the mean, correlation 0.90, foreground 0.98 of what it hides and 0.16 of all.
+    """
+    images = digits(256)
+    objective = make_objective()
+    train(objective, images[:192], 120)
+    found = examine(objective, images[192:], hardness(objective, images[192:]))
+    assert found.agent >= 1.5 * found.uniform
+    assert found.correlation >= 0.3
+    strokes = functional.avg_pool2d(images[192:, :1].float(), 4)[:, 0].flatten(1) > 30
+    foreground = strokes[hides(objective, images[192:], 1 / 16)].float().mean()
+    assert foreground >= 2 * strokes.float().mean()
+    assert foreground >= 0.7
 
 
 def test_q_agent__an_image_of_one_colour_has_one_value(learnt: tuple[PretrainingObjective, Tensor]) -> None:
