@@ -124,6 +124,55 @@ def test_lora__the_written_model_is_plain_and_answers_as_the_trained_one(folder:
     assert np.isfinite(loaded.features(open_store(folder), np.arange(3))["encoder"]).all()
 
 
+def test_lora__of_a_pretrained_text_encoder_alone_changes_and_ends_as_plain_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from maskedclip.models.text import train_tokenizer
+
+    given = tmp_path / "bert"
+    tokenizer = train_tokenizer(SENTENCES, 60)
+    config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    BertModel(config).save_pretrained(given)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(given)
+    recipe = _recipe("--model.text_encoder", str(given))
+    before, _ = build_model(recipe, SENTENCES)
+    model, words = build_model(recipe, SENTENCES)
+    add_lora(model, recipe)
+    assert before.text_encoder is not None
+    assert model.text_encoder is not None
+    assert words is not None
+    ids, mask = words(SENTENCES)
+    with torch.no_grad():
+        difference = (model.text_encoder(ids, mask) - before.text_encoder(ids, mask)).abs().max()
+    assert difference < 1e-6
+    trained = {name for name, p in model.text_encoder.bert.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    assert any("attention" in name for name in trained)
+    assert any("output.dense" in name for name in trained)
+
+    pretrain(recipe, folder, tmp_path / "run")
+    state = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "state.safetensors")
+    prefix = "objective/model."
+    of_text = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(f"{prefix}text_encoder.bert.")}
+    begun = model.state_dict()
+    changed = {name for name, value in of_text.items() if not torch.equal(value, begun[name])}
+    assert changed
+    assert all(".lora_" in name for name in changed)
+    model.load_state_dict({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
+    loaded = load(tmp_path / "run", device="cpu")
+    assert loaded.module.text_encoder is not None
+    assert not [name for name in loaded.module.state_dict() if "lora" in name]
+    model.eval()
+    before.eval()
+    with torch.no_grad():
+        adapted = model.text_encoder(ids, mask)
+        torch.testing.assert_close(loaded.module.text_encoder(ids, mask), adapted, atol=1e-4, rtol=1e-4)
+        assert (adapted - before.text_encoder(ids, mask)).abs().max() > 0.01
+
+
 def test_lora__resumed_is_uninterrupted_bit_by_bit(folder: Path, run: Path, tmp_path: Path) -> None:
     short = _recipe("--training.keep_checkpoints", "9", "--training.validate_every", "6")
     import shutil
