@@ -65,8 +65,6 @@ class TermOptions:
     """Whether it needs the texts of the paired images."""
     reads_loose: ClassVar[bool] = False
     """Whether it also reads texts without images (data.texts)."""
-    reads_pairs: ClassVar[bool] = False
-    """Whether it also reads texts that were retrieved for images without one (data.pairs)."""
     reads_documents: ClassVar[bool] = False
     """Whether it reads several images and texts of a patient together (data.images_per_document)."""
     masks: ClassVar[bool] = False
@@ -75,6 +73,11 @@ class TermOptions:
     """Whether it trains the space that images and texts share, so that features cannot collapse."""
     needs_teacher: ClassVar[bool] = False
     """Whether it needs the moving average of encoder and bridge."""
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it also reads texts that were retrieved for images without one (data.pairs)."""
+        return False
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""

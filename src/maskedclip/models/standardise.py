@@ -53,3 +53,17 @@ def statistics_paused(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.follows = True
+
+
+@contextmanager
+def running_statistics(module: nn.Module) -> Iterator[None]:
+    """What standardises inside a module uses the statistics of the past for a while, and leaves them as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, BatchStandardise)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.train(training)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from maskedclip.data.pairs import pairs_table
+from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
+from maskedclip.models.standardise import statistics_paused
 from maskedclip.objectives.base import Batch
 from maskedclip.objectives.image_text.xclip import ClusterHead, cluster_loss, entropy
-from maskedclip.recipe import load_recipe
+from maskedclip.objectives.retrieved import retrieved_pairs
+from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training.checkpoint import list_checkpoints
 from maskedclip.training.pretrain import pretrain
 from tests.objectives.image_text.steps import (
@@ -26,7 +31,7 @@ from tests.objectives.image_text.steps import (
     recipe_with,
     term_of,
 )
-from tests.stores import TINY, make_store
+from tests.stores import SENTENCES, TINY, make_store
 from tests.training.test_step import World
 
 SMALL = {"clusters": 8, "hidden": 16}
@@ -173,6 +178,85 @@ def test_xclip__resumed_equals_uninterrupted_bitwise(folder: Path, tmp_path: Pat
     assert all(torch.equal(value, final[1][name]) for name, value in final[0].items())
 
 
+@pytest.fixture(scope="module")
+def pairs(folder: Path) -> Path:
+    """A text for every other image, whatever they show."""
+    store = open_store(folder)
+    rows = np.arange(len(store))
+    index = np.where(rows % 2 == 1, -1, rows % 3)[:, None]
+    path = folder.parent / "pairs.parquet"
+    table = pairs_table(store, rows, SENTENCES, index, np.full((len(rows), 1), 0.5, np.float32), {"top": 1})
+    pq.write_table(table, path)
+    return path
+
+
+def _with_retrieved(pairs: Path, weight: float = 1.0, *more: str) -> Recipe:
+    return recipe_with(
+        "xclip",
+        {**SMALL, "retrieved": weight},
+        *("--data.pairs", str(pairs), "--data.pool", "paired_and_unpaired", "--data.batch_unpaired", "8", *more),
+        clip_weight=1.0,
+    )
+
+
+def test_xclip__retrieved_texts_join_their_images(folder: Path, pairs: Path) -> None:
+    """The formula in float64 over the images that have one; the others change nothing."""
+    objective, batch = first_step(folder, _with_retrieved(pairs, 0.5))
+    assert batch.retrieved_index is not None
+    known = batch.retrieved_index[batch.num_paired :] >= 0
+    assert 0 < int(known.sum()) < len(known)
+    term, views = term_of(objective, "xclip"), objective._views(batch, 0.5)
+    with torch.no_grad():
+        losses, report = term(views)
+        images, texts, _ = retrieved_pairs(views)
+        term.eval()
+        p, q = (side[known].double().exp().numpy() for side in term._clusters(images, texts))
+    across = -(q * np.log(p) + p * np.log(q)).sum(axis=1).mean() / 2
+    within = -(p * np.log(p) + q * np.log(q)).sum(axis=1).mean() / 2
+    even = -sum((side.mean(axis=0) * np.log(side.mean(axis=0))).sum() for side in (p, q)) / 2
+    assert losses["xclip_retrieved"].item() == pytest.approx(0.5 * (across + 0.2 * within - even), rel=1e-4)
+    assert report["xclip_retrieved_agreement"].item() == pytest.approx((p.argmax(1) == q.argmax(1)).mean())
+
+    term.train()
+    other = batch.image.clone()
+    other[batch.num_paired :][~known] = 255 - other[batch.num_paired :][~known]
+    batch.image = other
+    with torch.no_grad(), statistics_paused(objective):
+        again = term(objective._views(batch, 0.5))[0]
+    assert again["xclip_retrieved"].item() == pytest.approx(losses["xclip_retrieved"].item(), rel=1e-6)
+
+
+def test_xclip__retrieved_texts_move_both_towers_and_are_none_in_a_step_without(folder: Path, pairs: Path) -> None:
+    objective, batch = first_step(folder, _with_retrieved(pairs))
+    term_of(objective, "xclip")(objective._views(batch, 0.5))[0]["xclip_retrieved"].backward()
+    for module in (objective.model.encoder, objective.model.text_encoder):
+        assert module is not None
+        assert any(p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters())
+    assert batch.retrieved_index is not None
+    batch.retrieved_index[:] = -1
+    loss = term_of(objective, "xclip")(objective._views(batch, 0.5))[0]["xclip_retrieved"]
+    assert abs(loss.item()) < 1e-30
+    loss.backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in objective.parameters())
+
+
+@pytest.mark.parametrize("more", [(), ("--model.projection_norm", "none", "--model.bridge", "true")])
+def test_xclip__retrieved_texts_on_two_ranks_equal_one(
+    folder: Path, pairs: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    recipe = _with_retrieved(pairs, 1.0, *more)
+    assert_same_gradients(of_two_ranks(folder, recipe, tmp_path), gradients(*first_step(folder, recipe)))
+
+
+def test_xclip__retrieved_texts_are_asked_for_and_need_the_whole_batch(folder: Path, pairs: Path) -> None:
+    with pytest.raises(UserError, match=r"xclip\.retrieved: reads texts that were retrieved; give data\.pairs, or 0"):
+        first_step(folder, recipe_with("xclip", {**SMALL, "retrieved": 1.0}))
+    with pytest.raises(UserError, match=r"data\.pairs: no loss of this recipe reads retrieved texts"):
+        _with_retrieved(pairs, 0.0)
+    with pytest.raises(UserError, match=r"micro_batches: 2, but objective\.terms\.xclip needs the whole batch"):
+        first_step(folder, _with_retrieved(pairs, 1.0, "--training.micro_batches", "2"))
+
+
 @pytest.mark.parametrize("name", ["nclip_style", "xclip_style"])
 def test_xclip__its_recipes_step_and_train_everything(folder: Path, name: str) -> None:
     recipe = load_recipe([name, "tiny"], [*TINY, *EXACT])
@@ -189,6 +273,7 @@ def test_xclip__its_recipes_step_and_train_everything(folder: Path, name: str) -
         ({"running_mean": 1.0}, "xclip.running_mean: 1.0"),
         ({"smoothness": -1.0}, "xclip.smoothness: -1.0"),
         ({"temperature": 0}, "xclip.temperature: 0"),
+        ({"retrieved": -1.0}, "xclip.retrieved: -1.0"),
     ],
 )
 def test_xclip__wrong_options_are_told_in_a_line(options: dict, said: str) -> None:

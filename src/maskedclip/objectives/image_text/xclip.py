@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from maskedclip.models.maskedclip import MaskedCLIP
-from maskedclip.models.standardise import BatchStandardise
+from maskedclip.models.standardise import BatchStandardise, running_statistics
 from maskedclip.objectives.base import Losses, Report, Views
 from maskedclip.objectives.image_text._temperature import freeze_idle_temperature
+from maskedclip.objectives.privileged import known_mean
+from maskedclip.objectives.retrieved import mean_of_known, retrieved_pairs
 from maskedclip.parts import TermOptions
 from maskedclip.ranks import gather_rows
 from maskedclip.recipe_sections import require
@@ -43,8 +45,16 @@ class Options(TermOptions):
     """One head for each side, or one for both, which draws the embeddings themselves together [ours]."""
     running_mean: float = 0.0
     """Share of the past in the mean whose entropy is made large, for small batches; 0 is the batch alone [ours]."""
+    retrieved: float = 0.0
+    """Weight of the same loss on images without a text and the texts that were retrieved for them (data.pairs).  It has
+    no negatives, so texts that many images share do no harm, as they would in a contrast [ours]."""
     reads_text: ClassVar[bool] = True
     shares_space: ClassVar[bool] = True
+
+    @property
+    def reads_pairs(self) -> bool:
+        """With `retrieved`."""
+        return self.retrieved > 0
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
@@ -52,7 +62,7 @@ class Options(TermOptions):
         where = "objective.terms.xclip"
         require(self.clusters >= 2, f"{where}.clusters: {self.clusters}; give 2 or more, e.g. 64")
         require(self.hidden >= 1, f"{where}.hidden: {self.hidden}; give 1 or more, e.g. 512")
-        for name in ("sharpness", "smoothness"):
+        for name in ("sharpness", "smoothness", "retrieved"):
             require(getattr(self, name) >= 0, f"{where}.{name}: {getattr(self, name)} is negative; 0 leaves it out")
         require(self.temperature > 0, f"{where}.temperature: {self.temperature}; give a value above 0, e.g. 1")
         require(0 <= self.running_mean < 1, f"{where}.running_mean: {self.running_mean} is outside [0, 1); e.g. 0.9")
@@ -79,10 +89,15 @@ def cluster_loss(
 
     Returns: float32 (); at least -l_m log K.
     """
+    across, within = _of_pairs(image, text)
+    even = (entropy(mean_image) + entropy(mean_text)) / 2
+    return across.mean() + sharpness * within.mean() - smoothness * even
+
+
+def _of_pairs(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each pair, the mean of both ways, and the mean of its entropies; log p, log q (b, K) -> (b,)."""
     p, q = image.exp(), text.exp()
-    across = -(q * image + p * text).sum(dim=1).mean() / 2
-    within = -(p * image + q * text).sum(dim=1).mean() / 2
-    return across + sharpness * within - smoothness * (entropy(mean_image) + entropy(mean_text)) / 2
+    return -(q * image + p * text).sum(dim=1) / 2, -(p * image + q * text).sum(dim=1) / 2
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -116,6 +131,7 @@ class Xclip(nn.Module):
     def __init__(self, options: Options, width: int) -> None:
         super().__init__()
         self.options = options
+        self.whole_batch = options.retrieved > 0  # parts of a batch have different numbers of retrieved texts
         sizes = (width, options.hidden, options.clusters)
         self.image_head = ClusterHead(*sizes)
         self.text_head = ClusterHead(*sizes) if options.heads == "separate" else None  # a shared one has one name
@@ -127,10 +143,7 @@ class Xclip(nn.Module):
         """The loss over the paired images; how even the clusters are used (1: all alike) and how often sides agree."""
         options, image, text = self.options, views.paired_embedding, views.text_embedding
         with torch.autocast(image.device.type, enabled=False):
-            text_head = self.image_head if self.text_head is None else self.text_head
-            image_logits, text_logits = self.image_head(image.float()), text_head(text.float())
-            log_p = (image_logits / options.temperature).log_softmax(dim=1)
-            log_q = (text_logits / options.temperature).log_softmax(dim=1)
+            log_p, log_q = self._clusters(image, text)
             p, q = gather_rows(log_p.exp()).mean(dim=0), gather_rows(log_q.exp()).mean(dim=0)  # (K,)
             self._latest = p.detach(), q.detach()
             weights = {"sharpness": options.sharpness, "smoothness": options.smoothness}
@@ -139,7 +152,32 @@ class Xclip(nn.Module):
         with torch.no_grad():
             agreement = (log_p.argmax(dim=1) == log_q.argmax(dim=1)).float().mean()
             evenness = (entropy(p) + entropy(q)) / (2 * math.log(options.clusters))
-        return {"xclip": loss}, {"xclip_agreement": agreement, "xclip_evenness": evenness}
+        losses, report = {"xclip": loss}, {"xclip_agreement": agreement, "xclip_evenness": evenness}
+        if options.retrieved > 0:
+            losses["xclip_retrieved"], report["xclip_retrieved_agreement"] = self._of_retrieved(views)
+        return losses, report
+
+    def _clusters(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """log p and log q of embeddings (b, E), float32 (b, K)."""
+        text_head = self.image_head if self.text_head is None else self.text_head
+        image_logits, text_logits = self.image_head(image.float()), text_head(text.float())
+        return tuple((logits / self.options.temperature).log_softmax(dim=1) for logits in (image_logits, text_logits))  # type: ignore[return-value]
+
+    def _of_retrieved(self, views: Views) -> tuple[Tensor, Tensor]:
+        """The weighted loss over the unpaired images that have a retrieved text, and how often their sides agree.
+
+        The mean whose entropy is made large is that of these images; 0 where a step has none.
+        """
+        options = self.options
+        image, text, known = retrieved_pairs(views)
+        with torch.autocast(image.device.type, enabled=False):
+            with running_statistics(self):
+                log_p, log_q = self._clusters(image, text)
+            across, within = _of_pairs(log_p, log_q)
+            even = sum(entropy(mean_of_known(side.exp(), known)) for side in (log_p, log_q)) / 2
+            loss = known_mean(across + options.sharpness * within, known) - options.smoothness * even
+            agreement = known_mean((log_p.argmax(dim=1) == log_q.argmax(dim=1)).float(), known)
+        return options.retrieved * loss, agreement
 
     def _with_past(self, mean: Tensor, past: Tensor) -> Tensor:
         """The running mean's value with the gradient of the batch's, so that `smoothness` keeps its meaning."""
@@ -161,7 +199,15 @@ class Xclip(nn.Module):
 
 
 def build(options: Options, context: "BuildContext") -> Xclip:
-    """The term of a recipe.  It reads no temperature of the model's: without a loss that does, that one stays."""
+    """The term of a recipe.  It reads no temperature of the model's: without a loss that does, that one stays.
+
+    Raises:
+        UserError: `retrieved` without texts that were retrieved.
+    """
+    require(
+        options.retrieved == 0 or context.recipe.data.pairs is not None,
+        "objective.terms.xclip.retrieved: reads texts that were retrieved; give data.pairs, or 0",
+    )
     assert context.model.config.embed_dim is not None
     freeze_idle_temperature(context)
     return Xclip(options, context.model.config.embed_dim)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskedclip.data.label_columns import ALL, label_groups
-from maskedclip.models.maskedclip import MaskedCLIP
 from maskedclip.objectives.base import Losses, Report, Views
 from maskedclip.objectives.privileged import PrivilegedHead, known_mean, label_loss
+from maskedclip.objectives.retrieved import retrieved_text_embedding
 from maskedclip.parts import TermOptions
 from maskedclip.recipe_sections import require
 
@@ -34,7 +34,11 @@ class Options(TermOptions):
     literal: bool = False
     """Let the loss move the text encoder too, as the official code does."""
     reads_text: ClassVar[bool] = True
-    reads_pairs: ClassVar[bool] = True
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Always."""
+        return True
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
@@ -88,7 +92,7 @@ def text_targets(views: Views, *, moves: bool) -> tuple[Tensor, Tensor]:
         views: of the step.
         moves: whether gradients reach the text encoder.
     """
-    batch, model = views.batch, views.model
+    batch = views.batch
     own = views.text_embedding  # asked for with gradient, as other terms share it
     own = own if moves else own.detach()
     with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
@@ -97,24 +101,10 @@ def text_targets(views: Views, *, moves: bool) -> tuple[Tensor, Tensor]:
         if batch.retrieved_index is not None and len(others):
             index = batch.retrieved_index[batch.num_paired :]
             known = index >= 0
-            found = _embed(model, batch.retrieved_ids, batch.retrieved_mask)  # (R, E)
+            found = retrieved_text_embedding(views)  # (R, E)
             others = torch.where(known[:, None], found[index.clamp(min=0)], others)
     has_text = torch.cat([torch.ones(batch.num_paired, dtype=torch.bool, device=own.device), known])
     return torch.cat([own, others]), has_text
-
-
-def _embed(model: MaskedCLIP, ids: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Texts in the shared space, (R, E), by the running statistics: few retrieved texts have none of their own."""
-    assert ids is not None
-    assert mask is not None
-    assert model.text_encoder is not None
-    standardise = model.text_encoder.standardise
-    before = standardise.training
-    standardise.eval()
-    try:
-        return model.text_encoder(ids, mask)
-    finally:
-        standardise.train(before)
 
 
 def build(options: Options, context: Any) -> PrivilegedText:
