@@ -71,6 +71,26 @@ def test_compare_groups__difference_of_any_two(compared: GroupComparison) -> Non
     assert set(compared.differences) == {"clear", "blind"}
 
 
+def test_compare_groups__the_same_seeds_are_blocks(folders: dict[str, list[Path]]) -> None:
+    groups = {"clear": folders["clear"], "blurred": folders["blurred"][:2]}
+    plain = compare_groups(groups, "blurred", replicates=200)
+    blocks = compare_groups(groups, "blurred", blocks={"clear": [0, 1], "blurred": [0, 1]}, replicates=200)
+    others = compare_groups(groups, "blurred", blocks={"clear": [0, 1], "blurred": [0, 2]}, replicates=200)
+    turned = compare_groups(
+        {"clear": folders["clear"], "blurred": folders["blurred"][1::-1]},
+        "blurred",
+        blocks={"clear": [0, 1], "blurred": [1, 0]},
+        replicates=200,
+    )
+    assert blocks.values == plain.values  # of one group nothing changes
+    assert others.differences == plain.differences  # other seeds are no blocks
+    found, expected = blocks.differences["clear"][KEY], plain.differences["clear"][KEY]
+    assert (found.value, found.note) == (expected.value, expected.note)
+    assert (found.low, found.high) != (expected.low, expected.high)
+    again = turned.differences["clear"][KEY]
+    assert (again.low, again.high) == pytest.approx((found.low, found.high))
+
+
 def test_compare_groups__order_of_groups_and_seeds_does_not_matter(
     folders: dict[str, list[Path]], compared: GroupComparison
 ) -> None:

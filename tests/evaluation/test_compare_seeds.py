@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from maskedclip.evaluation.compare_seeds import SeedVariance, estimate_with_seeds, mean_over_seeds, seed_variance
+from maskedclip.evaluation.compare_seeds import (
+    SeedVariance,
+    block_variance,
+    estimate_with_seeds,
+    mean_over_seeds,
+    seed_variance,
+)
 from maskedclip.evaluation.statistics import Distribution, difference
 
 PATIENTS, REPLICATES = 100, 200
@@ -13,15 +19,17 @@ def _distribution(value: float, replicates: np.ndarray, bounds: tuple[float, flo
 
 
 def _simulated(
-    generator: np.random.Generator, methods: int, seeds: int, *, between: float, own: float
+    generator: np.random.Generator, methods: int, seeds: int, *, between: float, own: float, shared: float = 0.0
 ) -> dict[str, list[Distribution]]:
     """Methods that are equal: a patient's value is what all share, what a method and what a training make of it.
 
-    between: deviation of the seeds; own: of a training's error on one patient.
+    between: deviation of the seeds; own: of a training's error on one patient; shared: deviation of what a seed does to
+    all methods alike.
     """
     shape = (methods, seeds, PATIENTS)
     values = generator.normal(size=PATIENTS) + 0.5 * generator.normal(size=(methods, 1, PATIENTS))
     values = values + between * generator.normal(size=(methods, seeds, 1)) + own * generator.normal(size=shape)
+    values = values + shared * generator.normal(size=(1, seeds, 1))
     weights = generator.multinomial(PATIENTS, np.full(PATIENTS, 1 / PATIENTS), size=REPLICATES) / PATIENTS
     replicates = np.einsum("msp,rp->msr", values, weights)
     return {
@@ -67,6 +75,50 @@ def test_estimate_with_seeds__two_trainings_of_two_methods_are_few() -> None:
     covered, patients_alone = _coverage(2, 2, 0.6, 0.2)
     assert 0.87 <= covered <= 0.96
     assert patients_alone < 0.5
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "between", "shared"),
+    [(6, 2, 0.1, 0.3), (2, 4, 0.2, 0.4), (2, 3, 0.0, 0.3), (4, 3, 0.2, 0.0)],
+)
+def test_block_variance__covers_the_truth_and_leaves_out_what_seeds_do_to_all_methods(
+    methods: int, seeds: int, between: float, shared: float
+) -> None:
+    trials = 400
+    generator = np.random.Generator(np.random.Philox(methods * 100 + seeds))
+    inside, widths = 0, np.zeros(2)
+    for _ in range(trials):
+        made = _simulated(generator, methods, seeds, between=between, own=0.5, shared=shared)
+        blocks = [dict(enumerate(parts)) for parts in made.values()]
+        delta = difference(mean_over_seeds(made["0"]), mean_over_seeds(made["1"]))
+        paired, pooled = (
+            estimate_with_seeds(delta, variance, 2 / seeds)
+            for variance in (block_variance(blocks, range(seeds)), seed_variance(made))
+        )
+        inside += paired.low <= 0 <= paired.high
+        widths += (paired.high - paired.low, pooled.high - pooled.low)
+    assert 0.93 <= inside / trials <= 0.995
+    if shared >= 0.3:
+        assert widths[0] < 0.8 * widths[1]
+
+
+def test_block_variance__of_two_methods_is_the_paired_t_interval() -> None:
+    """Patients who all agree: what is left is the seeds, pair by pair."""
+    first, second = np.array([0.830, 0.817, 0.824]), np.array([0.795, 0.807, 0.825])
+    parts = [[_distribution(value, np.full(50, value)) for value in values] for values in (first, second)]
+    blocks = [dict(enumerate(own)) for own in parts]
+    delta = difference(*(mean_over_seeds(own) for own in parts))
+    estimate = estimate_with_seeds(delta, block_variance(blocks, range(3)), 2 / 3)
+    paired = first - second
+    reach = student.ppf(0.975, 2) * paired.std(ddof=1) / np.sqrt(3)
+    assert (estimate.low, estimate.high) == pytest.approx((paired.mean() - reach, paired.mean() + reach))
+
+
+def test_block_variance__needs_two_methods_and_two_seeds() -> None:
+    one = {0: _distribution(0.7, np.zeros(9)), 1: _distribution(0.8, np.zeros(9))}
+    assert block_variance([one, one], [0, 1]).freedom == 1
+    assert block_variance([one, {0: one[0]}], [0, 1]) == SeedVariance()  # what lacks a seed says nothing
+    assert block_variance([one, one], [0]) == SeedVariance()
 
 
 def test_seed_variance__is_the_pooled_variance() -> None:

@@ -16,6 +16,7 @@ from maskedclip.study import cells
 from maskedclip.study.cells import cell_folder, claimed, read_result, run_cell
 from maskedclip.study.definition import load_study
 from maskedclip.study.rates import equal_time_steps
+from maskedclip.study.results import read_budgets
 from maskedclip.study.runner import study_cells
 from tests.stores import TINY, make_store
 
@@ -83,6 +84,7 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
             assert [entry["step"] for entry in cell["validation"]][-1] > 0
     html = (done / "study.html").read_text()
     assert "maskedclip minus clip" in html
+    assert "differences of methods with the same seeds are paired in them" in html
     assert html.count("<img") >= 2
     assert "memory, GB" in html
     assert "recall at 10, mean over texts" in html
@@ -90,7 +92,10 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
     recall = json.loads((cell / "evaluation/results.json").read_text())["retrieval"]["image_to_text_per_text"]
     assert f"{recall['recall_at_10']['value']:.3f}" in html
     assert (done / "study.tex").read_text().count(r"\begin{table}") == 2
-    assert any("50 % of the texts" in line and "seeds" in line for line in results["verdicts"])
+    for name in ("linear probe on f", "zero-shot"):
+        assert any(
+            "50 % of the texts" in line and f", {name}: " in line and "seeds" in line for line in results["verdicts"]
+        )
 
 
 def test_study__finished_cells_are_kept_and_a_lost_one_is_made_again_bitwise(done: Path, place: Path) -> None:
@@ -148,6 +153,16 @@ def test_study__a_cell_that_fails_is_told_and_the_others_go_on(
     html = (place / "two" / "study.html").read_text()
     assert "2 of 2 cells are finished" in html
     assert "failed" not in html
+
+
+def test_study__its_seeds_are_blocks(done: Path, place: Path) -> None:
+    study = load_study(str(place / "own.yaml"), data=[place / "store", place / "more"], overrides=_overrides())
+    (budget,) = read_budgets(study, done, study_cells(study, done))
+    half = {group for group in budget.groups if group.text_fraction == 0.5}
+    key = ("linear", "encoder", "macro")
+    assert {name for name, parts in budget.comparison.blocks[key].items() if set(parts) == {0, 1}} == {
+        group.name for group in half
+    }
 
 
 def test_study__other_settings_are_refused(done: Path, place: Path) -> None:

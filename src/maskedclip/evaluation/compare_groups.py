@@ -3,7 +3,7 @@
 An evaluation is a folder that `evaluate` wrote; a group is a method, its folders are the method's seeds.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,13 @@ from maskedclip.errors import UserError
 from maskedclip.evaluation.compare import comparison_to_json
 from maskedclip.evaluation.compare_many import paired_distributions
 from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, read_predictions, read_results
-from maskedclip.evaluation.compare_seeds import SeedVariance, estimate_with_seeds, mean_over_seeds, seed_variance
+from maskedclip.evaluation.compare_seeds import (
+    SeedVariance,
+    block_variance,
+    estimate_with_seeds,
+    mean_over_seeds,
+    seed_variance,
+)
 from maskedclip.evaluation.statistics import Distribution, Estimate, difference
 
 
@@ -29,6 +35,8 @@ class GroupComparison:
             lacks is not in it.
         counts: by group and key, the seeds that have it.
         variances: by key, between seeds.
+        blocks: by key and group, the trainings by what they share with those of other groups, such as a seed; empty
+            where that is not known.
         notes: by key, of how many labels it is the mean.
         n_test, patients: test rows, and patients among them.
     """
@@ -39,6 +47,7 @@ class GroupComparison:
     distributions: Mapping[str, Mapping[Key, Distribution]]
     counts: Mapping[str, Mapping[Key, int]]
     variances: Mapping[Key, SeedVariance]
+    blocks: Mapping[Key, Mapping[str, Mapping[Hashable, Distribution]]]
     notes: Mapping[Key, str]
     n_test: int
     patients: int
@@ -70,13 +79,25 @@ class GroupComparison:
         return estimate_with_seeds(self.distributions[group][key], self.variances[key], share, self._note(key, [group]))
 
     def difference(self, first: str, second: str, key: Key) -> Estimate | None:
-        """`first` minus `second`, paired in the patients, with 95 % interval; None where one lacks the key."""
+        """`first` minus `second`, with 95 % interval; None where one lacks the key.
+
+        Paired in the patients, and in the seeds where both were trained with the same ones.
+        """
         parts = [self.distributions[group].get(key) for group in (first, second)]
         if parts[0] is None or parts[1] is None:
             return None
         share = sum(1 / self.counts[group][key] for group in (first, second))
         note = self._note(key, [first, second])
-        return estimate_with_seeds(difference(parts[0], parts[1]), self.variances[key], share, note)
+        variance = self._paired_variance(first, second, key) or self.variances[key]
+        return estimate_with_seeds(difference(parts[0], parts[1]), variance, share, note)
+
+    def _paired_variance(self, first: str, second: str, key: Key) -> SeedVariance | None:
+        """Of blocks, where both groups have the same ones, and more than one."""
+        groups = self.blocks.get(key, {})
+        one, two = groups.get(first, {}), groups.get(second, {})
+        if len(one) < 2 or one.keys() != two.keys():
+            return None
+        return block_variance(list(groups.values()), list(one))
 
     def _note(self, key: Key, groups: Sequence[str]) -> str:
         """Of how many labels and seeds an estimate is the mean."""
@@ -121,6 +142,7 @@ def compare_groups(
     *,
     metric: str = "auroc",
     protocols: Collection[str] | None = None,
+    blocks: Mapping[str, Sequence[Hashable]] | None = None,
     replicates: int = 1000,
     seed: int = 0,
     shown: bool = False,
@@ -135,6 +157,8 @@ def compare_groups(
         reference: a name among them.
         metric: "auroc" or "auprc".
         protocols: only these; None for all.
+        blocks: by group, of each folder what it shares with the folders of other groups that have the same, such as
+            the seed that draws texts, images and first weights for all methods of a study.
         replicates: of the bootstrap.
         seed: of the bootstrap.
         shown: whether to show a progress bar.
@@ -147,7 +171,14 @@ def compare_groups(
     check_folders(folders)
     read = {name: [read_predictions(folder) for folder in group] for name, group in groups.items()}
     compared = compare_evaluations(
-        read, reference, metric=metric, protocols=protocols, replicates=replicates, seed=seed, shown=shown
+        read,
+        reference,
+        metric=metric,
+        protocols=protocols,
+        blocks=blocks,
+        replicates=replicates,
+        seed=seed,
+        shown=shown,
     )
     if not compared.keys:
         raise UserError(f"{folders[0]}: holds no scores of {', '.join(protocols or ['any protocol'])}; evaluate again")
@@ -160,6 +191,7 @@ def compare_evaluations(
     *,
     metric: str = "auroc",
     protocols: Collection[str] | None = None,
+    blocks: Mapping[str, Sequence[Hashable]] | None = None,
     replicates: int = 1000,
     seed: int = 0,
     shown: bool = False,
@@ -172,14 +204,18 @@ def compare_evaluations(
         evaluations, metric=metric, protocols=protocols, replicates=replicates, seed=seed, shown=shown
     )
     owners = [name for name, group in groups.items() for _ in group]
+    own_blocks = [block for name in groups for block in blocks[name]] if blocks else [None] * len(owners)
+    blocked: dict[Key, dict[str, dict[Hashable, Distribution]]] = {}
     distributions: dict[str, dict[Key, Distribution]] = {name: {} for name in groups}
     counts: dict[str, dict[Key, int]] = {name: {} for name in groups}
     variances: dict[Key, SeedVariance] = {}
     for key in _ordered(paired.distributions):
         methods: dict[str, list[Distribution]] = {}
-        for owner, part in zip(owners, paired.distributions, strict=True):
+        for owner, block, part in zip(owners, own_blocks, paired.distributions, strict=True):
             if key in part:
                 methods.setdefault(owner, []).append(part[key])
+                if blocks:
+                    blocked.setdefault(key, {}).setdefault(owner, {})[block] = part[key]
         variances[key] = seed_variance(methods)
         for name, parts in methods.items():
             distributions[name][key] = mean_over_seeds(parts)
@@ -193,6 +229,7 @@ def compare_evaluations(
         distributions=distributions,
         counts=counts,
         variances=variances,
+        blocks=blocked,
         notes=paired.notes,
         n_test=len(first.ids),
         patients=len(set(known)) + len(first.ids) - len(known),

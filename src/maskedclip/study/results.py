@@ -91,7 +91,8 @@ def read_budgets(study: Study, out: Path, cells: Sequence[Cell]) -> list[Budget]
         folders = {
             group.name: [cell_folder(out, cell) / "evaluation" for cell, _ in found] for group, found in groups.items()
         }
-        comparison = compare_groups(folders, next(iter(folders)), replicates=study.replicates)
+        seeds = {group.name: [cell.seed for cell, _ in found] for group, found in groups.items()}
+        comparison = compare_groups(folders, next(iter(folders)), blocks=seeds, replicates=study.replicates)
         budgets.append(Budget(name=name, title=title, groups=groups, comparison=comparison))
     return budgets
 
@@ -143,8 +144,7 @@ def chain_sheet(study: Study, budget: Budget) -> Sheet | None:
 
 
 def verdicts(study: Study, budget: Budget) -> list[str]:
-    """The two questions of the experiment, answered in sentences, also where the answer is no."""
-    key = ("linear", "encoder", MACRO)
+    """The two questions of the experiment, by probe and by words, answered in sentences, also where it is no."""
     said = []
     method = study.equal_time or study.chain[-1] if study.chain or study.equal_time else None
     if method is None or method == study.reference:
@@ -155,16 +155,20 @@ def verdicts(study: Study, budget: Budget) -> list[str]:
         same = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
         full = Group(size=group.size, text_fraction=1.0, method=study.reference)
         for other in dict.fromkeys((same, full)):
-            found = budget.difference(group, other, key)
-            if found is not None:
-                words = "above" if found.low > 0 else "below" if found.high < 0 else "not shown to differ from"
-                said.append(
-                    f"{budget.title.split(':')[0]}: {group.name} is {words} {other.name}, linear "
-                    f"probe on f: {found.value:+.3f} "
-                    f"({found.low:+.3f} to {found.high:+.3f}, n {found.n:,}, {len(budget.groups[group])} and "
-                    f"{len(budget.groups[other])} seeds)"
-                )
+            for name, section in (("linear probe on f", SECTIONS[0]), ("zero-shot", SECTIONS[2])):
+                found = budget.difference(group, other, (*section, MACRO))
+                if found is not None:
+                    said.append(_verdict(budget, group, other, name, found))
     return said
+
+
+def _verdict(budget: Budget, group: Group, other: Group, name: str, found: Estimate) -> str:
+    words = "above" if found.low > 0 else "below" if found.high < 0 else "not shown to differ from"
+    seeds = f"{len(budget.groups[group])} and {len(budget.groups[other])} seeds"
+    return (
+        f"{budget.title.split(':')[0]}: {group.name} is {words} {other.name}, {name}: {found.value:+.3f} "
+        f"({found.low:+.3f} to {found.high:+.3f}, n {found.n:,}, {seeds})"
+    )
 
 
 def best_validation(result: Mapping[str, Any]) -> float | None:
@@ -192,7 +196,9 @@ def _notes(study: Study, budget: Budget) -> list[str]:
     rows = "validation rows (the test rows were not read)" if study.split == "development" else "test images"
     notes = [
         f"{comparison.n_test:,} {rows} of {comparison.patients:,} patients. In brackets: 95 % intervals that hold "
-        "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods.",
+        "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods. A seed "
+        "draws the same texts and images for all methods, so differences of methods with the same seeds are paired in "
+        "them.",
         "Minutes: of training steps, on a machine that may have been shared; the steps of the comparison at equal time "
         "follow from rates measured beforehand in alternation (rates.json).",
         "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",
