@@ -1,6 +1,6 @@
 """How often the 95 % intervals of recall and of quadratic kappa hold the truth: simulated patients with two eyes.
 
-python benchmarks/coverage_others.py [--simulations 1000] [--replicates 500] [--seed 0]
+python -m benchmarks.coverage_others [--simulations 1000] [--replicates 500] [--seed 0]
 
 Recall: ranks are drawn and not computed from embeddings.  An eye has one of a few texts, of which one belongs to 40 %
 of the patients; how hard a text is to find, and how clear a patient's eyes are, both move the rank.  Over images the

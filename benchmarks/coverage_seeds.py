@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from maskedclip.console import bar
 from maskedclip.evaluation.compare_seeds import (
+    LEAST_FREEDOM,
     SeedVariance,
     block_variance,
     estimate_with_seeds,
@@ -28,8 +29,8 @@ METHOD, OWN = 0.5, 0.5
 SETTINGS = [(11, 2), (2, 2), (2, 3), (2, 5)]
 RATIOS = (0.0, 1.2, 3.0)
 COLUMNS = (
-    "seeds are blocks",
-    "seeds not matched",
+    "a study's, seeds paired",
+    "--group",
     "patients alone",
     "both drawn again",
 )
@@ -52,7 +53,9 @@ def coverage(methods: int, seeds: int, ratio: float, *, simulations: int, replic
         made = {str(m): [_distribution(values[m, s], drawn[m, s]) for s in range(seeds)] for m in range(methods)}
         delta = difference(mean_over_seeds(made["0"]), mean_over_seeds(made["1"]))
         blocks = block_variance([dict(enumerate(parts)) for parts in made.values()], range(seeds))
-        for place, variance in enumerate((blocks, seed_variance(made), SeedVariance())):
+        pooled = seed_variance(made)
+        paired = blocks if blocks.freedom >= LEAST_FREEDOM else pooled
+        for place, variance in enumerate((paired, pooled, SeedVariance())):
             estimate = estimate_with_seeds(delta, variance, 2 / seeds)
             inside[place] += estimate.low <= 0 <= estimate.high
         picked = generator.integers(0, seeds, (2, replicates, seeds))

@@ -29,10 +29,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-minutes", type=float, default=0.0, metavar="M", help="begin no cell after so many minutes"
     )
-    parser.add_argument(
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
         "--slurm", action="store_true", help="a SLURM array job, a task for each cell, after a job that measures rates"
     )
-    only = parser.add_mutually_exclusive_group()
     only.add_argument("--cell", type=int, default=None, metavar="K", help="only cell K, as a task of the array does")
     only.add_argument("--rates", action="store_true", help="only measure how long steps take, for equal_time")
     only.add_argument("--report", action="store_true", help="only tell what the finished cells say")
@@ -41,7 +41,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _study(args: argparse.Namespace) -> None:
     from maskedclip.study.definition import load_study
     from maskedclip.study.page import write_page
-    from maskedclip.study.rates import step_rates
+    from maskedclip.study.rates import step_rates, unmeasured
     from maskedclip.study.runner import check_cells, claim, run_one, run_study, study_cells
     from maskedclip.study.slurm import submit
 
@@ -75,6 +75,11 @@ def _study(args: argparse.Namespace) -> None:
         told = submit(study, args.out, ["maskedclip", *_without(sys.argv[1:], "--slurm")])
         say_next(told, f"next: the same command with --report, when cells are finished, writes {args.out}/study.html")
         return
+    if args.report and study.equal_time and unmeasured(study, args.out):
+        raise UserError(
+            f"--report: {args.out} doesn't know yet how long the methods' steps take, so no cell can be finished; wait "
+            "for the job that measures it (slurm-rates-*.log), or leave --report out"
+        )
     if not args.report:
         run_study(study, args.out, minutes_limit=args.max_minutes)
     cells = study_cells(study, args.out)

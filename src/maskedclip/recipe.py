@@ -55,8 +55,8 @@ class Recipe:
 
         require(
             self.data.pairs is None or self.objective.reads_pairs,
-            "data.pairs: no loss of this recipe reads retrieved texts; leave it out, or take one that does: --config "
-            "clipit_style, objective.masking text_guided with `unpaired: retrieved`, or xclip with `retrieved: 1`",
+            "data.pairs: no loss of this recipe reads retrieved texts; leave it out, or take what does: --config "
+            "clipit_style, objective.masking text_guided with `unpaired: retrieved`, or terms.xclip.retrieved",
         )
 
     @property

@@ -107,6 +107,11 @@ class DataRecipe:
             f"data.pairs: retrieved texts belong to unpaired images, of which data.pool {self.pool} draws none; leave "
             "it out, or pool paired_and_unpaired",
         )
+        require(
+            self.pairs is None or self.batch_unpaired > 0,
+            "data.pairs: retrieved texts belong to unpaired images, of which data.batch_unpaired 0 draws none; leave "
+            "it out, or give e.g. 32",
+        )
         for name in ("crop_scale_paired", "crop_scale_unpaired"):
             low, high = getattr(self, name)
             require(0 < low <= high <= 1, f"data.{name}: ({low}, {high}) must hold 0 < low <= high <= 1")

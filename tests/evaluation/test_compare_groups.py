@@ -71,15 +71,22 @@ def test_compare_groups__difference_of_any_two(compared: GroupComparison) -> Non
     assert set(compared.differences) == {"clear", "blind"}
 
 
-def test_compare_groups__the_same_seeds_are_blocks(folders: dict[str, list[Path]]) -> None:
+def test_compare_groups__the_same_seeds_are_blocks(
+    folders: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     groups = {"clear": folders["clear"], "blurred": folders["blurred"][:2]}
+    same = {"clear": [0, 1], "blurred": [0, 1]}
     plain = compare_groups(groups, "blurred", replicates=200)
-    blocks = compare_groups(groups, "blurred", blocks={"clear": [0, 1], "blurred": [0, 1]}, replicates=200)
-    others = compare_groups(groups, "blurred", blocks={"clear": [0, 1], "blurred": [0, 2]}, replicates=200)
+    few = compare_groups(groups, "blurred", blocks=same, replicates=200)
+    assert few.differences == plain.differences  # one degree of freedom is too few to pair
+
+    monkeypatch.setattr("maskedclip.evaluation.compare_groups.LEAST_FREEDOM", 1)
+    blocks = compare_groups(groups, "blurred", blocks=same, replicates=200)
+    others = compare_groups(groups, "blurred", blocks={**same, "blurred": [0, 2]}, replicates=200)
     turned = compare_groups(
         {"clear": folders["clear"], "blurred": folders["blurred"][1::-1]},
         "blurred",
-        blocks={"clear": [0, 1], "blurred": [1, 0]},
+        blocks={**same, "blurred": [1, 0]},
         replicates=200,
     )
     assert blocks.values == plain.values  # of one group nothing changes
@@ -89,6 +96,13 @@ def test_compare_groups__the_same_seeds_are_blocks(folders: dict[str, list[Path]
     assert (found.low, found.high) != (expected.low, expected.high)
     again = turned.differences["clear"][KEY]
     assert (again.low, again.high) == pytest.approx((found.low, found.high))
+
+
+@pytest.mark.parametrize("own", [[], [0], [0, 0], [0, 1, 2]])
+def test_compare_groups__blocks_are_one_an_evaluation(folders: dict[str, list[Path]], own: list[int]) -> None:
+    groups = {"clear": folders["clear"], "blurred": folders["blurred"][:2]}
+    with pytest.raises(UserError, match=f"blocks: blurred: {len(own)} given"):
+        compare_groups(groups, "blurred", blocks={"clear": [0, 1], "blurred": own}, replicates=10)
 
 
 def test_compare_groups__order_of_groups_and_seeds_does_not_matter(

@@ -163,7 +163,7 @@ def test_dense_probe__tokens_are_computed_once_and_the_answers_are_the_same(
         path.unlink()
     assert dense_probe(CachedFeatures(model, store, tmp_path), store, weights_of(store)).section == expected  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
-    assert "patch tokens of 12 images are too many to keep" in " ".join(capsys.readouterr().err.split())
+    assert "patch tokens of 12 images are not kept" in " ".join(capsys.readouterr().err.split())
 
 
 def test_dense_probe__reads_nothing_outside_the_field(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from maskedclip.recipe import Recipe
 from maskedclip.study import cells
 from maskedclip.study.cells import cell_folder, claimed, read_result, run_cell
 from maskedclip.study.definition import load_study
-from maskedclip.study.rates import equal_time_steps
+from maskedclip.study.rates import equal_time_steps, step_rates
 from maskedclip.study.results import read_budgets
 from maskedclip.study.runner import study_cells
 from tests.stores import TINY, make_store
@@ -84,7 +86,7 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
             assert [entry["step"] for entry in cell["validation"]][-1] > 0
     html = (done / "study.html").read_text()
     assert "maskedclip minus clip" in html
-    assert "differences of methods with the same seeds are paired in them" in html
+    assert "differences of methods with the same seeds are paired in them where that leaves 3" in html
     assert html.count("<img") >= 2
     assert "memory, GB" in html
     assert "recall at 10, mean over texts" in html
@@ -155,14 +157,50 @@ def test_study__a_cell_that_fails_is_told_and_the_others_go_on(
     assert "failed" not in html
 
 
-def test_study__its_seeds_are_blocks(done: Path, place: Path) -> None:
+def test_study__its_seeds_are_blocks_of_one_share_of_the_texts(done: Path, place: Path) -> None:
     study = load_study(str(place / "own.yaml"), data=[place / "store", place / "more"], overrides=_overrides())
     (budget,) = read_budgets(study, done, study_cells(study, done))
-    half = {group for group in budget.groups if group.text_fraction == 0.5}
-    key = ("linear", "encoder", "macro")
-    assert {name for name, parts in budget.comparison.blocks[key].items() if set(parts) == {0, 1}} == {
-        group.name for group in half
-    }
+    blocks = budget.comparison.blocks["linear", "encoder", "macro"]
+    for group in budget.groups:
+        seeds = (0, 1) if group.text_fraction == 0.5 else (0,)
+        assert set(blocks[group.name]) == {("default", group.text_fraction, seed) for seed in seeds}
+
+
+def test_study__a_report_measures_nothing(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "timed.yaml").write_text(STUDY + "equal_time: maskedclip\n")
+    given = ["study", str(tmp_path / "timed.yaml"), "--data", str(place / "store"), "--out", str(tmp_path / "timed")]
+    with pytest.raises(UserError, match=r"--report: .* doesn't know yet how long the methods' steps take"):
+        run([*given, *FIELDS, "--report"])
+    assert not (tmp_path / "timed" / "rates.json").exists()
+    for both in (["--slurm", "--rates"], ["--slurm", "--report"]):
+        with pytest.raises(UserError, match=f"{both[1]}: not allowed with argument --slurm"):
+            run([*given, *FIELDS, *both])
+
+
+def test_study__equal_time_has_to_be_in_the_grid(tmp_path: Path, place: Path) -> None:
+    (tmp_path / "lacking.yaml").write_text(
+        "config: [tiny]\nmethods: {clip: clip, mae: mae}\nequal_time: mae\nsteps: 4\n"
+        "grid: [{methods: [clip], seeds: [0]}]\n"
+    )
+    with pytest.raises(UserError, match="equal_time: 'mae' gives the others their time, but the grid lacks it at size"):
+        load_study(str(tmp_path / "lacking.yaml"), data=[place / "store"])
+
+
+def test_step_rates__two_processes_measure_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timed.yaml").write_text(STUDY + "equal_time: maskedclip\n")
+    study = load_study(str(tmp_path / "timed.yaml"), data=[place / "store"], overrides=_overrides())
+    asked: list[str] = []
+
+    def seconds(study: object, method: str, size: str) -> float:
+        asked.append(method)
+        time.sleep(0.02)
+        return 1.0 + len(asked)
+
+    monkeypatch.setattr("maskedclip.study.rates._seconds", seconds)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: step_rates(study, tmp_path), range(2))
+    assert first == second == json.loads((tmp_path / "rates.json").read_text())
+    assert len(asked) == 9  # three methods, three rounds
 
 
 def test_study__other_settings_are_refused(done: Path, place: Path) -> None:
@@ -266,7 +304,10 @@ def test_study__slurm_measures_rates_on_a_node_and_not_where_jobs_are_submitted(
     # two seeds of clip twice, of mae once: it has the same steps in both comparisons
     assert "#SBATCH --array=0,1,2,3,4,5\n" in array
     assert "--dependency=afterok:41" in (sbatch / "2.options").read_text()
-    assert "job 41 measures how long steps take, job 42 follows it: at most 6 cells" in capsys.readouterr().out
+    assert (
+        "job 41 measures how long steps take (slurm-rates-41.log), job 42 follows it: at most 6 cells"
+        in capsys.readouterr().out
+    )
 
     run([*given, "--rates"])  # what the first job does
     assert "clip default: " in capsys.readouterr().out
@@ -275,7 +316,7 @@ def test_study__slurm_measures_rates_on_a_node_and_not_where_jobs_are_submitted(
     known.write_text(json.dumps({"clip default": 1.0, "mae default": 1.0}))
     run([*given, "--cell", "5"])  # a task that the rates left without a cell
     assert "cell 5: the rates left 4 cells; nothing to do" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"--cell: 6 is none of 0 \.\. 3"):
+    with pytest.raises(UserError, match=r"--cell: 6 is none of 0 \.\. 5"):
         run([*given, "--cell", "6"])
     _submitted([*given, "--slurm"], monkeypatch)
     assert "#SBATCH --array=0,1,2,3\n" in (sbatch / "3.sbatch").read_text()

@@ -14,6 +14,7 @@ from maskedclip.evaluation.compare import comparison_to_json
 from maskedclip.evaluation.compare_many import paired_distributions
 from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, read_predictions, read_results
 from maskedclip.evaluation.compare_seeds import (
+    LEAST_FREEDOM,
     SeedVariance,
     block_variance,
     estimate_with_seeds,
@@ -81,7 +82,8 @@ class GroupComparison:
     def difference(self, first: str, second: str, key: Key) -> Estimate | None:
         """`first` minus `second`, with 95 % interval; None where one lacks the key.
 
-        Paired in the patients, and in the seeds where both were trained with the same ones.
+        Paired in the patients, and in the seeds where both were trained with the same ones and that leaves at least
+        `LEAST_FREEDOM` degrees of freedom.
         """
         parts = [self.distributions[group].get(key) for group in (first, second)]
         if parts[0] is None or parts[1] is None:
@@ -92,12 +94,13 @@ class GroupComparison:
         return estimate_with_seeds(difference(parts[0], parts[1]), variance, share, note)
 
     def _paired_variance(self, first: str, second: str, key: Key) -> SeedVariance | None:
-        """Of blocks, where both groups have the same ones, and more than one."""
+        """Of blocks, where both groups have the same ones, and these leave enough degrees of freedom."""
         groups = self.blocks.get(key, {})
         one, two = groups.get(first, {}), groups.get(second, {})
-        if len(one) < 2 or one.keys() != two.keys():
+        if one.keys() != two.keys():
             return None
-        return block_variance(list(groups.values()), list(one))
+        variance = block_variance(list(groups.values()), list(one))
+        return variance if variance.freedom >= LEAST_FREEDOM else None
 
     def _note(self, key: Key, groups: Sequence[str]) -> str:
         """Of how many labels and seeds an estimate is the mean."""
@@ -165,7 +168,7 @@ def compare_groups(
 
     Raises:
         UserError: no such reference, a folder that stands twice, is missing or damaged, other stores, test rows or
-            truths, nothing in common.
+            truths, nothing in common; blocks that aren't one a folder, or stand twice in a group.
     """
     folders = [folder for group in groups.values() for folder in group]
     check_folders(folders)
@@ -203,6 +206,13 @@ def compare_evaluations(
     paired = paired_distributions(
         evaluations, metric=metric, protocols=protocols, replicates=replicates, seed=seed, shown=shown
     )
+    for name, group in groups.items() if blocks else ():
+        own = blocks.get(name, ()) if blocks else ()
+        if len(own) != len(group) or len(set(own)) != len(own):
+            raise UserError(
+                f"blocks: {name}: {len(own)} given, {len(set(own))} of them different, for {len(group)} evaluations; "
+                "give each a block of its own, such as its seed"
+            )
     owners = [name for name, group in groups.items() for _ in group]
     own_blocks = [block for name in groups for block in blocks[name]] if blocks else [None] * len(owners)
     blocked: dict[Key, dict[str, dict[Hashable, Distribution]]] = {}

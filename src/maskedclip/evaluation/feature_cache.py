@@ -90,11 +90,17 @@ def _kept(
         new = compute(missing)
         if not len(missing):
             return new
-        known = _merged(known, {_ROWS: missing, **new})
-        if most is None or sum(values.nbytes for values in known.values()) <= most:
-            _write(file, known)
+        if most is not None and sum(values.nbytes for part in (known, new) for values in part.values()) > most:
+            say(
+                f"patch tokens of {len(missing):,} images are not kept: with what {file.parent} has of this model "
+                f"they are more than {most / 2**30:.2g} GiB"
+            )
+            if len(missing) == len(rows):
+                return {name: values[np.searchsorted(missing, rows)] for name, values in new.items()}
+            known = _merged(known, {_ROWS: missing, **new})
         else:
-            say(f"patch tokens of {len(known[_ROWS]):,} images are too many to keep; they are computed at each call")
+            known = _merged(known, {_ROWS: missing, **new})
+            _write(file, known)
     order = np.searchsorted(known[_ROWS], rows)
     return {name: values[order] for name, values in known.items() if name != _ROWS}
 

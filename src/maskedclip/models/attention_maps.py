@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.models.standardise import running_statistics
 from maskedclip.models.text import TextTokenizer
 from maskedclip.models.vit import ImageEncoder
 
@@ -97,20 +98,6 @@ def without_weight_cache(device: torch.device) -> torch.autocast:
     """
     dtype, enabled = torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, dtype=dtype, enabled=enabled, cache_enabled=False)
-
-
-@contextmanager
-def running_statistics(model: MaskedCLIP) -> Iterator[None]:
-    """Features are standardised by the running statistics for a while, and these stay as they are."""
-    layers = [model.standardise, *([model.text_encoder.standardise] if model.text_encoder is not None else [])]
-    training = [layer for layer in layers if layer.training]
-    for layer in training:
-        layer.training = False
-    try:
-        yield
-    finally:
-        for layer in training:
-            layer.training = True
 
 
 def shared_heads(width: int) -> int:

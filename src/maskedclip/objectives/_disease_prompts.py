@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from maskedclip.data.prompts import is_normal, prompts_for, prompts_for_class
 from maskedclip.errors import UserError
-from maskedclip.models.attention_maps import running_statistics
 from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.models.standardise import running_statistics
 from maskedclip.objectives.base import Batch
 
 _PROMPT = "a {modality} image of {disease}"

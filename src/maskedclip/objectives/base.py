@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.models.standardise import running_statistics
 from maskedclip.objectives.masking import Mask, MaskContext, Masker, decode_some, mask_from_scores
 from maskedclip.ranks import gather_rows
 
@@ -161,6 +162,26 @@ class Views:
         assert self.model.text_encoder is not None
         index = self.batch.text_index
         return self.model.text_encoder.project(self.pooled_text if index is None else self.pooled_text[index])
+
+    @cached_property
+    def unpaired_embedding(self) -> Tensor:
+        """Projected images without texts, unit length, with gradient, (B_u, E), standardised by running statistics."""
+        model = self.model
+        with running_statistics(model):
+            tokens = model.bridge(model.encoder(self.image[self.batch.num_paired :]))
+            return model.project_pooled(model.pool_clip(tokens))
+
+    @cached_property
+    def retrieved_embedding(self) -> Tensor:
+        """Texts that were retrieved for images without, unit length, with gradient where that is enabled, (R, E).
+
+        They are few, and as many as it happens, so they are standardised by running statistics.
+        """
+        assert self.batch.retrieved_ids is not None
+        assert self.batch.retrieved_mask is not None
+        assert self.model.text_encoder is not None
+        with running_statistics(self.model.text_encoder):
+            return self.model.text_encoder(self.batch.retrieved_ids, self.batch.retrieved_mask)
 
     @cached_property
     def prototypes(self) -> tuple[Tensor, Tensor]:

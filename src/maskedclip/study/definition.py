@@ -228,6 +228,15 @@ class _Reader:
             raise self.fail("precision", f"{study.precision!r} is neither 32-true nor bf16-mixed")
         for method, size, fraction, seed in study.combinations:
             study.recipe(method, size, fraction, seed, study.steps)
+        lacking = {size for _, size, _, _ in study.combinations} - {
+            size for method, size, _, _ in study.combinations if method == study.equal_time
+        }
+        if study.equal_time and lacking:
+            raise self.fail(
+                "equal_time",
+                f"{study.equal_time!r} gives the others their time, but the grid lacks it at size "
+                f"{', '.join(sorted(lacking))}; add it there, or name another method",
+            )
         return study
 
     def _stores(self, key: str) -> list[Path]:

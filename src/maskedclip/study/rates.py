@@ -4,9 +4,12 @@ Runs of a few steps in alternation, through the real loop with its loader; the f
 since a neighbour can only slow a step down.  Written once to OUT/rates.json: a resumed study keeps its steps.
 """
 
+import fcntl
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from maskedclip.console import bar, say
@@ -25,6 +28,22 @@ def step_rates(study: Study, out: Path) -> Rates:
 
     A method of two stages counts by the mean of its stages, weighted with their shares of the steps.
     """
+    if not unmeasured(study, out):
+        return _known(out)
+    with _alone(out):
+        return _measured(study, out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Only one process measures at a time, whose figures the others then find."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".rates").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _measured(study: Study, out: Path) -> Rates:
     path = out / RATES
     known, missing = _known(out), unmeasured(study, out)
     if missing:

@@ -8,6 +8,7 @@ from typing import Any
 
 from maskedclip.evaluation.compare_groups import GroupComparison, compare_groups
 from maskedclip.evaluation.compare_read import MACRO, Key
+from maskedclip.evaluation.compare_seeds import LEAST_FREEDOM
 from maskedclip.evaluation.compare_sheets import Cell as TableCell
 from maskedclip.evaluation.compare_sheets import Sheet
 from maskedclip.evaluation.report_names import row_name
@@ -91,8 +92,12 @@ def read_budgets(study: Study, out: Path, cells: Sequence[Cell]) -> list[Budget]
         folders = {
             group.name: [cell_folder(out, cell) / "evaluation" for cell, _ in found] for group, found in groups.items()
         }
-        seeds = {group.name: [cell.seed for cell, _ in found] for group, found in groups.items()}
-        comparison = compare_groups(folders, next(iter(folders)), blocks=seeds, replicates=study.replicates)
+        # One seed draws other texts where it keeps another share of them.
+        blocks = {
+            group.name: [(cell.size, cell.text_fraction, cell.seed) for cell, _ in found]
+            for group, found in groups.items()
+        }
+        comparison = compare_groups(folders, next(iter(folders)), blocks=blocks, replicates=study.replicates)
         budgets.append(Budget(name=name, title=title, groups=groups, comparison=comparison))
     return budgets
 
@@ -196,9 +201,9 @@ def _notes(study: Study, budget: Budget) -> list[str]:
     rows = "validation rows (the test rows were not read)" if study.split == "development" else "test images"
     notes = [
         f"{comparison.n_test:,} {rows} of {comparison.patients:,} patients. In brackets: 95 % intervals that hold "
-        "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods. A seed "
-        "draws the same texts and images for all methods, so differences of methods with the same seeds are paired in "
-        "them.",
+        "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods. Of one "
+        "share of the texts a seed draws the same ones for all methods; differences of methods with the same seeds are "
+        f"paired in them where that leaves {LEAST_FREEDOM} degrees of freedom or more.",
         "Minutes: of training steps, on a machine that may have been shared; the steps of the comparison at equal time "
         "follow from rates measured beforehand in alternation (rates.json).",
         "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",

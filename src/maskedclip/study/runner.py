@@ -129,7 +129,7 @@ def run_one(study: Study, out: Path, place: int) -> None:
     """Run one cell by its number, as a job of an array does; exit status 75 asks for another start."""
     cells = study_cells(study, out)
     if not 0 <= place < most_cells(study):
-        raise UserError(f"--cell: {place} is none of 0 .. {len(cells) - 1}")
+        raise UserError(f"--cell: {place} is none of 0 .. {most_cells(study) - 1}")
     if place >= len(cells):
         say(f"cell {place}: the rates left {len(cells)} cells; nothing to do")
         return

@@ -53,15 +53,20 @@ def submit(study: Study, out: Path, command: Sequence[str]) -> str:
         return f"job {_sbatch(array)}: {count}"
     rates = _write(
         out / "rates.sbatch",
-        {"output": str(out / "slurm-rates-%j.log")} | options | {"job-name": f"{study.name}-rates"},
+        options | {"job-name": f"{study.name}-rates", "output": str(out / "slurm-rates-%j.log")},
         f"{given} --rates",
     )
     if shutil.which("sbatch") is None:
         by_hand = f"sbatch --kill-on-invalid-dep=yes --dependency=afterok:$(sbatch --parsable {rates}) {array}"
         return f"{rates} and {array} are written; there is no sbatch on this machine: {by_hand} submits both"
     first = _sbatch(rates)
-    second = _sbatch(array, "--kill-on-invalid-dep=yes", f"--dependency=afterok:{first}")
-    return f"job {first} measures how long steps take, job {second} follows it: {count}"
+    try:
+        second = _sbatch(array, "--kill-on-invalid-dep=yes", f"--dependency=afterok:{first}")
+    except UserError as error:
+        raise UserError(
+            f"{error}; job {first}, which measures rates, is submitted: scancel {first} takes it back"
+        ) from None
+    return f"job {first} measures how long steps take (slurm-rates-{first}.log), job {second} follows it: {count}"
 
 
 def _write(script: Path, options: Mapping[str, str], *body: str) -> Path:

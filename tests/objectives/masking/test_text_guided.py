@@ -11,8 +11,9 @@ from maskedclip.data.loader import StepDataset
 from maskedclip.data.sampler import make_pools
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
-from maskedclip.models.attention_maps import running_statistics, text_response
+from maskedclip.models.attention_maps import text_response
 from maskedclip.models.maskedclip import build_model
+from maskedclip.models.standardise import running_statistics
 from maskedclip.objectives.base import Batch, Views
 from maskedclip.objectives.masking import MaskContext, RandomMasker, mask_from_scores
 from maskedclip.objectives.masking.text_guided import Options, TextGuidedMasker, response_scores

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from maskedclip.errors import UserError
-from maskedclip.models.attention_maps import running_statistics
 from maskedclip.models.maskedclip import build_model
+from maskedclip.models.standardise import running_statistics
 from maskedclip.objectives._disease_prompts import DiseasePrompts, sentences
 from maskedclip.objectives.base import Batch, Views
 from maskedclip.objectives.image_text.disease_prompts import prompt_loss

@@ -18,7 +18,6 @@ from maskedclip.models.standardise import BatchStandardise, running_statistics
 from maskedclip.objectives.base import Losses, Report, Views
 from maskedclip.objectives.image_text._temperature import freeze_idle_temperature
 from maskedclip.objectives.privileged import known_mean
-from maskedclip.objectives.retrieved import mean_of_known, retrieved_pairs
 from maskedclip.parts import TermOptions
 from maskedclip.ranks import gather_rows
 from maskedclip.recipe_sections import require
@@ -46,8 +45,9 @@ class Options(TermOptions):
     running_mean: float = 0.0
     """Share of the past in the mean whose entropy is made large, for small batches; 0 is the batch alone [ours]."""
     retrieved: float = 0.0
-    """Weight of the same loss on images without a text and the texts that were retrieved for them (data.pairs).  It has
-    no negatives, so texts that many images share do no harm, as they would in a contrast [ours]."""
+    """Weight of agreement and sharpness on images without a text and the texts that were retrieved for them
+    (data.pairs): no negatives, and clusters are kept even by the pairs alone, since few images or one frequent text say
+    little of how all are used [ours]."""
     reads_text: ClassVar[bool] = True
     shares_space: ClassVar[bool] = True
 
@@ -166,16 +166,17 @@ class Xclip(nn.Module):
     def _of_retrieved(self, views: Views) -> tuple[Tensor, Tensor]:
         """The weighted loss over the unpaired images that have a retrieved text, and how often their sides agree.
 
-        The mean whose entropy is made large is that of these images; 0 where a step has none.
+        0 where a step has none.
         """
         options = self.options
-        image, text, known = retrieved_pairs(views)
+        assert views.batch.retrieved_index is not None
+        index = views.batch.retrieved_index[views.batch.num_paired :]
+        image, text, known = views.unpaired_embedding, views.retrieved_embedding[index.clamp(min=0)], index >= 0
         with torch.autocast(image.device.type, enabled=False):
             with running_statistics(self):
                 log_p, log_q = self._clusters(image, text)
             across, within = _of_pairs(log_p, log_q)
-            even = sum(entropy(mean_of_known(side.exp(), known)) for side in (log_p, log_q)) / 2
-            loss = known_mean(across + options.sharpness * within, known) - options.smoothness * even
+            loss = known_mean(across + options.sharpness * within, known)
             agreement = known_mean((log_p.argmax(dim=1) == log_q.argmax(dim=1)).float(), known)
         return options.retrieved * loss, agreement
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from maskedclip.errors import UserError
-from maskedclip.models.attention_maps import running_statistics, text_response, without_weight_cache
+from maskedclip.models.attention_maps import text_response, without_weight_cache
 from maskedclip.models.maskedclip import MaskedCLIP
+from maskedclip.models.standardise import running_statistics
 from maskedclip.objectives._disease_prompts import DiseasePrompts
 from maskedclip.objectives.base import Views
 from maskedclip.objectives.masking import MaskContext, _noise

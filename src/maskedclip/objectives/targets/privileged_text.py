@@ -18,7 +18,6 @@ from torch.nn import functional
 from maskedclip.data.label_columns import ALL, label_groups
 from maskedclip.objectives.base import Losses, Report, Views
 from maskedclip.objectives.privileged import PrivilegedHead, known_mean, label_loss
-from maskedclip.objectives.retrieved import retrieved_text_embedding
 from maskedclip.parts import TermOptions
 from maskedclip.recipe_sections import require
 
@@ -101,7 +100,7 @@ def text_targets(views: Views, *, moves: bool) -> tuple[Tensor, Tensor]:
         if batch.retrieved_index is not None and len(others):
             index = batch.retrieved_index[batch.num_paired :]
             known = index >= 0
-            found = retrieved_text_embedding(views)  # (R, E)
+            found = views.retrieved_embedding  # (R, E)
             others = torch.where(known[:, None], found[index.clamp(min=0)], others)
     has_text = torch.cat([torch.ones(batch.num_paired, dtype=torch.bool, device=own.device), known])
     return torch.cat([own, others]), has_text
