@@ -2,12 +2,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from maskedclip.errors import UserError
 from maskedclip.evaluation.compare import compare_results
 from maskedclip.evaluation.compare_groups import GroupComparison, compare_evaluations, compare_groups
 from maskedclip.evaluation.compare_read import Predictions, Scores
+from maskedclip.evaluation.evaluate import evaluate
+from maskedclip.evaluation.report_names import row_name
 from tests.evaluation.compare_case import MODEL, STORE, blurred, evaluated
 from tests.evaluation.stand_ins import changed
 
@@ -96,6 +100,45 @@ def test_compare_groups__the_same_seeds_are_blocks(
     assert (found.low, found.high) != (expected.low, expected.high)
     again = turned.differences["clear"][KEY]
     assert (again.low, again.high) == pytest.approx((found.low, found.high))
+
+
+def test_compare_groups__draws_are_paired(tmp_path: Path) -> None:
+    """k-shot and label efficiency: the differences of replicates that saw the same draws and patients."""
+    protocols = ("fewshot", "label_efficiency")
+    for name, model in (("clear", MODEL), ("blurred", blurred(2.0, 2)), ("slightly", blurred(0.05, 2))):
+        evaluate(model, STORE, tmp_path / name, protocols=protocols, replicates=60)
+    folders = {name: [tmp_path / name] for name in ("clear", "blurred", "slightly")}
+    compared = compare_groups(folders, "clear", replicates=60)
+    patients = STORE.patients[STORE.splits == "test"]
+    assert (compared.n_test, compared.patients) == (len(patients), len(set(patients)))
+    results = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in folders}
+    for protocol, setting in (("fewshot", "5"), ("label_efficiency", "0.25")):
+        key = (protocol, f"encoder, {setting}", "macro")
+        for name in folders:
+            entry = results[name][protocol]["encoder"][setting]["macro"]["auroc"]
+            found = compared.values[name][key]
+            assert (found.value, found.low, found.high) == pytest.approx((entry["value"], entry["low"], entry["high"]))
+        far, near = (compared.differences[name][key] for name in ("blurred", "slightly"))
+        assert far.high < 0
+        own = compared.values["slightly"][key]
+        assert near.high - near.low < 0.7 * (own.high - own.low)  # what both models meet alike is no part of it
+    with pytest.raises(UserError, match="replicates: 50 with seed 0, but means over draws were kept with 60"):
+        compare_groups(folders, "clear", replicates=50)
+    assert row_name("fewshot", "encoder, 5") == "Few-shot on f (encoder), k = 5"
+    assert row_name("label_efficiency", "bridge, 0.25") == "Label efficiency on g(f) (bridge), 25 % of the patients"
+
+
+@pytest.mark.parametrize("damage", ["no table", "another"])
+def test_compare_groups__a_damaged_table_of_draws_is_one_line(tmp_path: Path, damage: str) -> None:
+    for name, model in (("a", MODEL), ("b", blurred(0.2, 1))):
+        evaluate(model, STORE, tmp_path / name, protocols=("fewshot",), replicates=20)
+    path = tmp_path / "b" / "draws.parquet"
+    if damage == "another":
+        pq.write_table(pa.table({"protocol": ["fewshot"]}), path)
+    else:
+        path.write_bytes(b"no table")
+    with pytest.raises(UserError, match=r"draws\.parquet: is not a table of predictions"):
+        compare_groups({name: [tmp_path / name] for name in "ab"}, "a", replicates=20)
 
 
 @pytest.mark.parametrize("own", [[], [0], [0, 0], [0, 1, 2]])

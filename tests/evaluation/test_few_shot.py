@@ -23,7 +23,7 @@ def _case() -> tuple:
 
 def test_few_shot__equals_scikit_learn_draw_by_draw() -> None:
     x, tasks, splits, patients, weights = _case()
-    result = few_shot(x, tasks, splits, patients, weights, ks=[5], draws=4, seed=3)["5"]
+    result = few_shot(x, tasks, splits, patients, weights, ks=[5], draws=4, seed=3).section["5"]
     train, test = splits == "train", splits == "test"
     z, codes = standardise(x, train), cluster_codes(patients)
     for name in ("glaucoma", "dr_grade"):
@@ -44,7 +44,7 @@ def test_few_shot__equals_scikit_learn_draw_by_draw() -> None:
 
 def test_few_shot__more_shots_tell_more() -> None:
     x, tasks, splits, patients, weights = _case()
-    result = few_shot(x, tasks, splits, patients, weights)
+    result = few_shot(x, tasks, splits, patients, weights).section
     assert list(result) == ["1", "5", "10", "20"]
     values = [result[k]["macro"]["auroc"]["value"] for k in result]
     assert values == sorted(values)
@@ -59,7 +59,7 @@ def test_few_shot__too_few_images_of_a_class_are_undefined_with_n() -> None:
     positives = np.flatnonzero((truth == 1) & (splits == "train"))
     truth[positives[3:]] = -1
     tasks = {"drusen": Task(name="drusen", kind="binary", classes=(0, 1), truth=truth), "normal": tasks["normal"]}
-    result = few_shot(x, tasks, splits, patients, weights, ks=[1, 5], draws=2)
+    result = few_shot(x, tasks, splits, patients, weights, ks=[1, 5], draws=2).section
     n = int((tasks["drusen"].known & (splits == "test")).sum())
     assert result["1"]["per_label"]["drusen"]["auroc"]["value"] is not None
     entry = result["5"]["per_label"]["drusen"]["auroc"]
@@ -70,7 +70,9 @@ def test_few_shot__too_few_images_of_a_class_are_undefined_with_n() -> None:
 
 def test_few_shot__without_training_rows_says_so() -> None:
     x, tasks, splits, patients, weights = _case()
-    result = few_shot(x, tasks, np.where(splits == "train", "", splits), patients, weights, ks=[1], draws=2)["1"]
+    result = few_shot(x, tasks, np.where(splits == "train", "", splits), patients, weights, ks=[1], draws=2).section[
+        "1"
+    ]
     assert result["macro"]["auroc"]["value"] is None
     assert "the training split has no known value" in result["per_label"]["normal"]["auroc"]["note"]
 

@@ -22,7 +22,7 @@ def _case() -> tuple:
 
 def test_label_efficiency__all_patients_are_the_linear_probe() -> None:
     x, tasks, splits, patients, weights = _case()
-    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[1.0])["1"]
+    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[1.0]).section["1"]
     answers = linear_probe(x, tasks, splits, patients)
     tested = {name: task.on(splits == "test") for name, task in tasks.items()}
     probe = score_labels(tested, answers, weights)
@@ -34,21 +34,22 @@ def test_label_efficiency__all_patients_are_the_linear_probe() -> None:
 
 def test_label_efficiency__a_curve_that_rises_and_repeats() -> None:
     x, tasks, splits, patients, weights = _case()
-    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[0.1, 0.4, 1.0], draws=4, seed=2)
+    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[0.1, 0.4, 1.0], draws=4, seed=2).section
     assert list(result) == ["0.1", "0.4", "1"]
     values = [result[share]["macro"]["auroc"]["value"] for share in result]
     assert values == sorted(values)
     assert values[0] < values[-1] - 0.02
     assert result["0.1"]["macro"]["auroc"]["spread"] > result["0.4"]["macro"]["auroc"]["spread"]
     assert result["0.4"]["patients"] == round(0.4 * result["1"]["patients"])
-    assert result == label_efficiency(x, tasks, splits, patients, weights, fractions=[0.1, 0.4, 1.0], draws=4, seed=2)
+    again = label_efficiency(x, tasks, splits, patients, weights, fractions=[0.1, 0.4, 1.0], draws=4, seed=2)
+    assert result == again.section
     json.dumps(result, allow_nan=False)
 
 
 def test_label_efficiency__equals_a_probe_on_the_subset() -> None:
     x, tasks, splits, patients, weights = _case()
     tasks = {"glaucoma": tasks["glaucoma"]}
-    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[0.3], draws=1, seed=5)["0.3"]
+    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[0.3], draws=1, seed=5).section["0.3"]
     subset = training_subset(splits, patients, 0.3, seed=5, draw=0)
     answer = linear_probe(x, tasks, np.where((splits == "train") & ~subset, "", splits), patients, seed=5)["glaucoma"]
     assert isinstance(answer, Prediction)
@@ -63,7 +64,7 @@ def test_label_efficiency__draws_that_lack_a_class_are_told() -> None:
     rare = np.flatnonzero((column == 1) & (splits == "train"))[4:]
     column[rare] = np.nan
     tasks = read_tasks({"rare": column})[0] | {"normal": tasks["normal"]}
-    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[0.01, 0.5], draws=6)
+    result = label_efficiency(x, tasks, splits, patients, weights, fractions=[0.01, 0.5], draws=6).section
     assert result["0.01"]["per_label"]["rare"]["auroc"]["value"] is None
     assert "one class only" in result["0.01"]["per_label"]["rare"]["auroc"]["note"]
     entry = result["0.5"]["per_label"]["rare"]["auroc"]

@@ -184,6 +184,12 @@ def compare_groups(
         shown=shown,
     )
     if not compared.keys:
+        drawn = next((part.drawn for group in read.values() for part in group if part.drawn.means), None)
+        if drawn is not None and drawn.bootstrap != (replicates, seed):
+            raise UserError(
+                f"replicates: {replicates} with seed {seed}, but means over draws were kept with {drawn.bootstrap[0]} "
+                f"and seed {drawn.bootstrap[1]}; give the same"
+            )
         raise UserError(f"{folders[0]}: holds no scores of {', '.join(protocols or ['any protocol'])}; evaluate again")
     return compared
 
@@ -241,8 +247,8 @@ def compare_evaluations(
         variances=variances,
         blocks=blocked,
         notes=paired.notes,
-        n_test=len(first.ids),
-        patients=len(set(known)) + len(first.ids) - len(known),
+        n_test=len(first.ids) or first.drawn.rows,
+        patients=len(set(known)) + len(first.ids) - len(known) or first.drawn.patients,
     )
 
 

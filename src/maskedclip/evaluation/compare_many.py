@@ -55,7 +55,8 @@ def paired_distributions(
 
     A label of several classes counts by its mean over the classes, one against the rest.  The mean over the labels
     is over those that all evaluations with the protocol and feature have, so that it means the same for all.  Where
-    ranks were kept, recall at 1, 5 and 10 under ("retrieval", direction, "recall_at_5").  With the replicates and
+    ranks were kept, recall at 1, 5 and 10 under ("retrieval", direction, "recall_at_5"); where means over draws were,
+    and with the same replicates and seed, ("fewshot", "encoder, 5", label).  With the replicates and
     the seed of `evaluate`, the values and intervals are those of its results.
 
     Args:
@@ -87,6 +88,8 @@ def paired_distributions(
             progress.advance()
     if protocols is None or DENSE in protocols:
         _add_dense(found, evaluations, metric, replicates, seed)
+    if metric == "auroc":
+        _add_drawn(found, evaluations, protocols, (replicates, seed))
     notes = _add_macros(found)
     if protocols is None or "retrieval" in protocols:
         _add_recall(found, evaluations, replicates, seed)
@@ -147,6 +150,21 @@ def _add_macros(found: Sequence[dict[Key, Distribution]]) -> dict[Key, str]:
             found[place][key] = mean or replace(used[common[0]], n=n, reason="no label is defined")
             notes[key] = f"mean of {len(common) - len(missing)} labels"
     return notes
+
+
+def _add_drawn(
+    found: Sequence[dict[Key, Distribution]],
+    evaluations: Sequence[Predictions],
+    protocols: Collection[str] | None,
+    bootstrap: tuple[int, int],
+) -> None:
+    """k-shot and label efficiency, where all that have them kept the replicates that this comparison draws."""
+    for key in dict.fromkeys(key for part in evaluations for key in part.drawn.means):
+        holders = [place for place, part in enumerate(evaluations) if key in part.drawn.means]
+        wanted = protocols is None or key[0] in protocols
+        if wanted and all(evaluations[place].drawn.bootstrap == bootstrap for place in holders):
+            for place in holders:
+                found[place][key] = evaluations[place].drawn.means[key]
 
 
 def _add_dense(

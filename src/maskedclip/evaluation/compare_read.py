@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from maskedclip.errors import UserError
 from maskedclip.evaluation.dense_table import DENSE_SCHEMA, DENSE_TABLE
+from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnMeans, read_draws
 
 MACRO = "macro"
 Key = tuple[str, str, str]  # protocol, feature, label or "macro"
@@ -62,7 +63,7 @@ class Predictions:
 
     ids (n,): the test rows in the order in which the file names them; patients (n,), '' where none is known;
     scores: by key, then by class (None for a binary label); ranks: by direction, empty where none were kept; dense:
-    the table of each image's figures of the dense probe, None where there is none.
+    the table of each image's figures of the dense probe, None where there is none; drawn: k-shot and label efficiency.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Predictions:
     scores: Mapping[Key, Mapping[str | None, Scores]]
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
     dense: pa.Table | None = None
+    drawn: DrawnMeans = field(default_factory=DrawnMeans)
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -90,7 +92,7 @@ def read_predictions(folder: Path) -> Predictions:
         rows = dense.take(np.sort(first))
         patients = rows.column("patient").fill_null("").to_numpy()
         scores = replace(scores, ids=rows.column("id").to_numpy(), patients=patients)
-    return replace(scores, ranks=_ranks(folder), dense=dense)
+    return replace(scores, ranks=_ranks(folder), dense=dense, drawn=_drawn(folder))
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -194,6 +196,15 @@ def _ranks(folder: Path) -> dict[str, Ranks]:
         return {}
     with _readable(path):
         return _ranks_by_direction(pq.read_table(path))
+
+
+def _drawn(folder: Path) -> DrawnMeans:
+    """The means over draws, where the evaluation kept them: draws.parquet."""
+    path = folder / DRAWS_TABLE
+    if not path.is_file():
+        return DrawnMeans()
+    with _readable(path):
+        return read_draws(pq.read_table(path))
 
 
 def _dense(folder: Path) -> pa.Table | None:

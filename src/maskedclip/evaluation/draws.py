@@ -58,6 +58,23 @@ def over_draws(parts: Sequence[Distribution], *, key: str, seed: int) -> Drawn:
     return Drawn(mean=replace(defined[0], value=mean, replicates=replicates, support=_support(defined)), values=values)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Repeated:
+    """A protocol of draws on one feature.
+
+    section: of results.json, by setting, such as the number of shots.  means: of AUROC by setting and label, those that
+    could be learnt, for differences that are paired in patients and draws.
+    """
+
+    section: dict[str, dict]
+    means: dict[tuple[str, str], Distribution]
+
+
+def means_of(setting: str, drawn: Mapping[str, Drawn | str]) -> dict[tuple[str, str], Distribution]:
+    """By setting and label, of what could be learnt."""
+    return {(setting, name): part.mean for name, part in drawn.items() if isinstance(part, Drawn)}
+
+
 def score_draws(tasks: Mapping[str, Task], drawn: Mapping[str, Drawn | str]) -> dict[str, dict[str, dict]]:
     """{"macro": {"auroc": ...}, "per_label": {name: {"auroc": ...}}} as JSON.
 

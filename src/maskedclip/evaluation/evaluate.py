@@ -32,15 +32,17 @@ from maskedclip.evaluation.case import (
 from maskedclip.evaluation.dense import DenseResult, dense_probe
 from maskedclip.evaluation.dense_sheet import dense_sheet
 from maskedclip.evaluation.dense_table import DENSE_TABLE
+from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnKey, DrawnMeans, draws_table
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
-from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, retrieval_section, scored
-from maskedclip.evaluation.statistics import cluster_codes, cluster_weights
+from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, repeated_section, retrieval_section, scored
+from maskedclip.evaluation.statistics import Distribution, cluster_codes, cluster_weights
 from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
 from maskedclip.evaluation.tasks import Task, read_tasks
 
 __all__ = ["DEFAULT", "FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
 
 FROZEN = ("linear", "knn", "fewshot", "label_efficiency", "zero_shot", "retrieval")
+REPEATED = ("fewshot", "label_efficiency")
 TRAINED = ("finetune", "lora")
 PROTOCOLS = (*FROZEN, "dense", *TRAINED)
 DEFAULT = ("linear", "knn", "zero_shot", "retrieval")
@@ -65,8 +67,9 @@ def evaluate(
     `out/results.json`: by protocol, and for most by feature, {"macro", "per_label"} of {"value", "low", "high", "n"}
     (and "note"), the settings that validation chose, and "about" (fingerprints, rows, labels, replicates, seed); a
     protocol that can't be had is {"skipped": why}.  `out/predictions.parquet`: a row per test row, label (and class),
-    protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks; `out/dense.parquet`: the figures of
-    each image of the dense probe, and `out/dense.png` some of its maps.  Nothing in them depends on time
+    protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks; `out/draws.parquet`: the
+    replicates of k-shot and label efficiency; `out/dense.parquet`: the figures of each image of the dense probe, and
+    `out/dense.png` some of its maps.  Nothing in them depends on time
     or machine, but for the seconds that fine-tuning took.
 
     Args:
@@ -108,6 +111,7 @@ def evaluate(
     results: dict[str, Any] = {}
     answered: list[Answered] = []
     ranks, dense = None, None
+    drawn: dict[DrawnKey, Distribution] = {}
     for protocol in PROTOCOLS:
         if protocol not in protocols:
             continue
@@ -118,6 +122,10 @@ def evaluate(
             dense = _dense(case, dense_size)
             results[protocol] = dense if isinstance(dense, dict) else dense.section
             continue
+        if protocol in REPEATED:
+            results[protocol], means = repeated_section(case, protocol)
+            drawn |= means
+            continue
         parts = SECTIONS[protocol](case) if protocol in FROZEN else _fine_tuned(case, protocol, finetune)
         results[protocol] = parts[0]
         answered += parts[1]
@@ -125,7 +133,11 @@ def evaluate(
         results["subgroups"] = _subgroups(case, columns, answered)
     results["about"] = _about(case, protocols) | dict(extra or {})
     tables = [table for part in answered for table in prediction_tables(case, part)]
-    _write(out, results, tables, ranks, None if isinstance(dense, dict) else dense)
+    kept = DrawnMeans(
+        means=drawn, bootstrap=(replicates, seed), rows=len(patients), patients=results["about"]["test_patients"]
+    )
+    draws = draws_table(kept) if drawn else None
+    _write(out, results, tables, ranks, draws, None if isinstance(dense, dict) else dense)
     return results
 
 
@@ -252,7 +264,14 @@ def _class_counts(task: Task) -> dict[str, int]:
     return {str(value): int(count) for value, count in zip(task.classes, counts, strict=True)}
 
 
-def _write(out: Path, results: dict, tables: list[pa.Table], ranks: pa.Table | None, dense: DenseResult | None) -> None:
+def _write(
+    out: Path,
+    results: dict,
+    tables: list[pa.Table],
+    ranks: pa.Table | None,
+    draws: pa.Table | None,
+    dense: DenseResult | None,
+) -> None:
     """The files, the results last: a folder that has them is complete."""
     table = pa.concat_tables(tables) if tables else PREDICTION_SCHEMA.empty_table()
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
@@ -261,6 +280,8 @@ def _write(out: Path, results: dict, tables: list[pa.Table], ranks: pa.Table | N
         pq.write_table(table, out / "predictions.parquet", compression="zstd")
         if ranks is not None:
             pq.write_table(ranks, out / "retrieval.parquet", compression="zstd")
+        if draws is not None:
+            pq.write_table(draws, out / DRAWS_TABLE, compression="zstd")
         if dense is not None:
             pq.write_table(dense.table, out / DENSE_TABLE, compression="zstd")
             if dense.shown:

@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from threadpoolctl import threadpool_limits
 
-from maskedclip.evaluation.draws import Drawn, over_draws, score_draws
+from maskedclip.evaluation.draws import Drawn, Repeated, means_of, over_draws, score_draws
 from maskedclip.evaluation.logistic import logistic_path
 from maskedclip.evaluation.probe import standardise
 from maskedclip.evaluation.scoring import auroc_distribution
@@ -44,7 +44,7 @@ def few_shot(
     ks: Sequence[int] = SHOTS,
     draws: int = DRAWS,
     seed: int = 0,
-) -> dict[str, dict]:
+) -> Repeated:
     """By k, as text: {"macro": {"auroc": estimate}, "per_label": {name: {"auroc": estimate}}} on the test rows.
 
     An estimate is the mean over the draws, with an interval for the draw and the patients, their "spread" and number;
@@ -64,7 +64,7 @@ def few_shot(
     tested = {name: task.on(test) for name, task in tasks.items()}
     x = standardise(features, train) if train.any() else features
     codes = cluster_codes(patients)
-    results = {}
+    results, means = {}, {}
     for k in ks:
         drawn: dict[str, Drawn | str] = {}
         for name, task in tasks.items():
@@ -77,7 +77,8 @@ def few_shot(
             parts = [auroc_distribution(tested[name], answer, weights) for answer in answers]
             drawn[name] = over_draws(parts, key=f"few-shot {name} {k}", seed=seed)
         results[str(k)] = score_draws(tested, drawn)
-    return results
+        means |= means_of(str(k), drawn)
+    return Repeated(section=results, means=means)
 
 
 def draw_shots(

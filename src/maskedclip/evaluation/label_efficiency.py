@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from maskedclip.console import bar
-from maskedclip.evaluation.draws import Drawn, over_draws, score_draws
+from maskedclip.evaluation.draws import Drawn, Repeated, means_of, over_draws, score_draws
 from maskedclip.evaluation.probe import linear_probe
 from maskedclip.evaluation.scoring import auroc_distribution
 from maskedclip.evaluation.statistics import Distribution, cluster_codes
@@ -36,7 +36,7 @@ def label_efficiency(
     draws: int = DRAWS,
     seed: int = 0,
     progress: bool = False,
-) -> dict[str, dict]:
+) -> Repeated:
     """By fraction, as text such as "0.25": {"macro": {"auroc": estimate}, "per_label": {...}, "patients", "rows"}.
 
     An estimate is the mean over the draws, with an interval for the draw and the patients, their "spread" and number.
@@ -75,7 +75,7 @@ def label_efficiency(
         for result in pool.map(learn, subsets):
             learnt.append(result)
             shown.advance()
-    results = {}
+    results, means = {}, {}
     for share in fractions:
         own = [place for place, case in enumerate(cases) if case[0] == share]
         drawn = {
@@ -85,7 +85,8 @@ def label_efficiency(
         counts = [int(cluster_codes(patients[subsets[place]]).max(initial=-1)) + 1 for place in own]
         about = {"patients": counts[0], "rows": float(np.mean([subsets[place].sum() for place in own]))}
         results[f"{share:g}"] = score_draws(tested, drawn) | about
-    return results
+        means |= means_of(f"{share:g}", drawn)
+    return Repeated(section=results, means=means)
 
 
 def training_subset(

@@ -20,11 +20,18 @@ DIRECTIONS = {
     "image_to_text_per_text": "image → text, mean over the texts",
     "text_to_image": "text → image",
 }
+_SETTINGS = {
+    "fewshot": lambda shots: f"k = {shots}",
+    "label_efficiency": lambda share: f"{100 * float(share):g} % of the patients",
+}
 _FEATURES = {"encoder": "f (encoder)", "bridge": "g(f) (bridge)", "projected": "text prompts"}
 
 
 def row_name(protocol: str, feature: str) -> str:
-    """A protocol on a feature, for a reader."""
+    """A protocol on a feature, for a reader; "encoder, 5" of a protocol of draws is a feature with a setting."""
+    feature, _, setting = feature.partition(", ") if protocol in _SETTINGS else (feature, "", "")
+    if setting:
+        return f"{row_name(protocol, feature)}, {_SETTINGS[protocol](setting)}"
     name, of = PROTOCOLS.get(protocol, protocol.replace("_", " ")), _FEATURES.get(feature, feature)
     return f"{name}, {of}" if feature == "projected" else f"{name} on {of}"
 

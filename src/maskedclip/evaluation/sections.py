@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from maskedclip.data.text import normalise_text
 from maskedclip.evaluation.case import Answered, Case
 from maskedclip.evaluation.compare_read import rank_table
+from maskedclip.evaluation.draws_table import DrawnKey
 from maskedclip.evaluation.few_shot import few_shot
 from maskedclip.evaluation.knn import nearest_neighbours, unit_rows
 from maskedclip.evaluation.label_efficiency import label_efficiency
 from maskedclip.evaluation.probe import linear_probe
 from maskedclip.evaluation.retrieval import distinct, image_to_text_ranks, retrieval_figures, text_to_image_ranks
 from maskedclip.evaluation.scoring import score_labels
+from maskedclip.evaluation.statistics import Distribution
 from maskedclip.evaluation.tasks import Prediction
 from maskedclip.evaluation.zero_shot import calibrated_zero_shot
 
@@ -60,17 +62,25 @@ def scored(case: Case, answers: Mapping[str, Prediction | str]) -> dict:
     return score_labels(case.test_tasks, answers, case.weights) | {"chosen": chosen}
 
 
-def _repeated(case: Case, protocol: str) -> Section:
-    """The section of "fewshot" or "label_efficiency": for each feature a part by k, or by share of the patients."""
+def repeated_section(case: Case, protocol: str) -> tuple[dict, dict[DrawnKey, Distribution]]:
+    """The section of "fewshot" or "label_efficiency", for each feature a part by k, or by share of the patients.
+
+    And its means over the draws, for paired differences (draws.parquet).
+    """
     if obstacle := _obstacle(case):
-        return {"skipped": obstacle}, []
+        return {"skipped": obstacle}, {}
     function = few_shot if protocol == "fewshot" else label_efficiency
-    section = {
+    parts = {
         feature: function(case.features[feature], case.tasks, case.splits, case.patients, case.weights, seed=case.seed)
         for feature in FEATURES
         if feature in case.features
     }
-    return section, []
+    means = {
+        (protocol, f"{feature}, {setting}", label): mean
+        for feature, part in parts.items()
+        for (setting, label), mean in part.means.items()
+    }
+    return {feature: part.section for feature, part in parts.items()}, means
 
 
 def _zero_shot(case: Case) -> Section:
@@ -118,8 +128,6 @@ def retrieval_section(case: Case) -> tuple[dict, pa.Table | None]:
 SECTIONS: dict[str, Callable[[Case], Section]] = {
     "linear": lambda case: _learnt(case, "linear"),
     "knn": lambda case: _learnt(case, "knn"),
-    "fewshot": lambda case: _repeated(case, "fewshot"),
-    "label_efficiency": lambda case: _repeated(case, "label_efficiency"),
     "zero_shot": _zero_shot,
 }
-"""Protocols on frozen features; retrieval has a table of its own."""
+"""Protocols on frozen features; retrieval and those of draws have tables of their own."""
