@@ -32,6 +32,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cube", type=int, default=None, metavar="N", help="no slices, but an array of N x N x N each")
     parser.add_argument("--spacing", type=float, default=None, metavar="MM", help="with --cube: mm a voxel")
     parser.add_argument("--values", choices=["uint8", "float16"], default="uint8", help="with --cube: of the array")
+    _outside(parser)
+
+
+def _outside(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-outside", action="store_true", help="a manifest may name files outside its folder")
 
 
 def _slices(args: argparse.Namespace) -> None:
@@ -48,6 +53,7 @@ def _slices(args: argparse.Namespace) -> None:
             window=window,
             values=args.values,
             time=args.time,
+            allow_outside=args.allow_outside,
         )
         following = f"next: numpy.load('{args.out}/arrays/NAME.npy'); {made.manifest} lists them"
     else:
@@ -58,7 +64,7 @@ def _slices(args: argparse.Namespace) -> None:
             ]
         except ValueError as error:
             raise UserError(f"--{error}".replace("min_area", "min-area")) from error
-        made = write_slices(args.source, args.out, settings, time=args.time)
+        made = write_slices(args.source, args.out, settings, time=args.time, allow_outside=args.allow_outside)
         following = f"next: maskedclip curate {made.manifest} --crop none --out STORE"
     told = [f"not read: {name} {reason}" for name, reason in made.not_read]
     for lines in (made.notes, told):
@@ -99,13 +105,14 @@ def _curate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--modality", default=None, metavar="NAME", help="where the source names none, e.g. ct")
     parser.add_argument("--time", type=int, default=0, metavar="T", help="which volume of a series in time, from 0")
+    _outside(parser)
 
 
 def _curate(args: argparse.Namespace) -> None:
     from maskedclip.data.volume_store import VolumeSettings, curate_volumes
 
     settings = VolumeSettings(spacing=args.spacing, cube=args.cube, intensity=args.intensity, modality=args.modality)
-    done = curate_volumes(args.source, args.out, settings, time=args.time)
+    done = curate_volumes(args.source, args.out, settings, time=args.time, allow_outside=args.allow_outside)
     rejected = [f"quarantined: {name} {reason}" for _, name, reason in done.quarantine]
     for lines in (done.notes, rejected):
         say_next(*lines[:SHOWN], *([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))

@@ -251,3 +251,19 @@ def test_open_store__refuses_pictures_and_volumes_together(tmp_path: Path) -> No
     make_store(tmp_path / "pictures", rows=6)
     with pytest.raises(UserError, match="stores of one kind"):
         open_store([tmp_path / "pictures", tmp_path / "volumes"])
+
+
+def test_volume_verbs__files_outside_the_manifest_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("elsewhere", "in"):
+        (tmp_path / folder).mkdir()
+    write_nifti(tmp_path / "elsewhere" / "brain.nii")
+    given = tmp_path / "in" / "m.csv"
+    given.write_text("image,modality\n../elsewhere/brain.nii,t1\n")
+    for number, verb in enumerate((["curate-volumes"], ["slices"], ["slices", "--cube", "8"])):
+        command = [*verb[:1], str(given), *verb[1:], "--out", str(tmp_path / f"out{number}")]
+        assert status(*command) == 2
+        assert "or say --allow-outside" in " ".join(capsys.readouterr().err.split())
+        assert status(*command, "--allow-outside") == 0
+        assert (tmp_path / f"out{number}").is_dir()

@@ -74,8 +74,13 @@ class Exported:
     notes: list[str]
 
 
-def find_volumes(source: Path, *, time: int = 0) -> list[VolumeSource]:
+def find_volumes(source: Path, *, time: int = 0, allow_outside: bool = False) -> list[VolumeSource]:
     """The volumes of a file, of a folder (NIfTI files and DICOM series below it), or of a manifest's `image` column.
+
+    Args:
+        source: the file or folder.
+        time: which volume of a series in time, from 0.
+        allow_outside: a manifest may name files outside its folder.
 
     Raises:
         UserError: there is no such file, or no volume in it; the manifest has faults.
@@ -83,7 +88,7 @@ def find_volumes(source: Path, *, time: int = 0) -> list[VolumeSource]:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder: give a volume, a folder of volumes, or a manifest of them")
     if source.is_file() and source.name.lower().removesuffix(".gz").endswith(_MANIFESTS):
-        return _of_manifest(source, time)
+        return _of_manifest(source, time, allow_outside)
     if source.is_file() and source.name.lower().endswith(VOLUME_SUFFIXES):
         return [_of_file(source, _stem(source.name), time)]
     found = [] if source.is_file() else [_of_file(*named, time) for named in _nifti_files(source)]
@@ -107,7 +112,13 @@ def find_volumes(source: Path, *, time: int = 0) -> list[VolumeSource]:
 
 
 def write_slices(
-    source: Path, out: Path, settings: list[SliceSettings], *, time: int = 0, progress: bool = True
+    source: Path,
+    out: Path,
+    settings: list[SliceSettings],
+    *,
+    time: int = 0,
+    allow_outside: bool = False,
+    progress: bool = True,
 ) -> Exported:
     """Write the wanted slices of all volumes of a source as PNGs, and `manifest.csv`.
 
@@ -137,7 +148,7 @@ def write_slices(
                 rows.append(row | _told(item, volume, wanted.axis, index))
         return rows
 
-    return _export(source, out, write, time=time, label="slices", progress=progress)
+    return _export(source, out, write, time=time, allow_outside=allow_outside, label="slices", progress=progress)
 
 
 def write_cubes(
@@ -149,6 +160,7 @@ def write_cubes(
     window: Window | None = None,
     values: Literal["uint8", "float16"] = "uint8",
     time: int = 0,
+    allow_outside: bool = False,
     progress: bool = True,
 ) -> Exported:
     """Write each volume of a source as a small cube: `NAME.npy`, `NAME.json` (see `cube`), and `volumes.csv`.
@@ -169,7 +181,7 @@ def write_cubes(
         patient = item.row.get("patient") or volume.patient or item.name
         return [row | {"patient": patient} | {name: value for name, value in item.row.items() if name != "patient"}]
 
-    return _export(source, out, write, time=time, label="cubes", progress=progress)
+    return _export(source, out, write, time=time, allow_outside=allow_outside, label="cubes", progress=progress)
 
 
 def _export(
@@ -178,12 +190,13 @@ def _export(
     write: Callable[[VolumeSource, Volume, Path], list[dict[str, Any]]],
     *,
     time: int,
+    allow_outside: bool,
     label: str,
     progress: bool,
 ) -> Exported:
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: exists already; name another folder with --out, or delete it")
-    found = find_volumes(source, time=time)
+    found = find_volumes(source, time=time, allow_outside=allow_outside)
     rows: list[dict[str, Any]] = []
     not_read: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -239,8 +252,8 @@ def _complete_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _of_manifest(path: Path, time: int) -> list[VolumeSource]:
-    manifest = read_manifest(path)
+def _of_manifest(path: Path, time: int, allow_outside: bool) -> list[VolumeSource]:
+    manifest = read_manifest(path, allow_outside=allow_outside)
     found = []
     for row in manifest.table.to_pylist():
         value = row.pop("image")

@@ -60,13 +60,14 @@ class Item:
         return told
 
 
-def list_items(source: Path, *, time: int = 0) -> list[Item]:
+def list_items(source: Path, *, time: int = 0, allow_outside: bool = False) -> list[Item]:
     """All volumes of a source, unread.
 
     Args:
         source: a NIfTI file, a DICOM series, a folder of them, a manifest whose column `image` names them, or an .npz
             file with `train_images` (n, X, Y, Z) and `train_labels`, as MedMNIST-3D has them.
         time: which volume of a series in time, from 0.
+        allow_outside: a manifest may name files outside its folder.
 
     Raises:
         UserError: there is none, or the manifest has faults.
@@ -75,7 +76,7 @@ def list_items(source: Path, *, time: int = 0) -> list[Item]:
         return _medmnist(source)
     return [
         Item(name=found.name, read=_reader(found.open), row=found.row, window=found.window, files=found.files)
-        for found in find_volumes(source, time=time)
+        for found in find_volumes(source, time=time, allow_outside=allow_outside)
     ]
 
 

@@ -95,7 +95,13 @@ class VolumeCuration:
 
 
 def curate_volumes(
-    source: Path, out: Path, settings: VolumeSettings | None = None, *, time: int = 0, progress: bool = True
+    source: Path,
+    out: Path,
+    settings: VolumeSettings | None = None,
+    *,
+    time: int = 0,
+    allow_outside: bool = False,
+    progress: bool = True,
 ) -> VolumeCuration:
     """Read, map and store all volumes of a source; one that cannot be read is quarantined with its reason.
 
@@ -106,6 +112,7 @@ def curate_volumes(
         out: new folder.
         settings: how volumes are prepared.
         time: which volume of a series in time, from 0.
+        allow_outside: a manifest may name files outside its folder.
         progress: show a bar.
 
     Raises:
@@ -114,7 +121,7 @@ def curate_volumes(
     settings = VolumeSettings() if settings is None else settings
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: exists already; name another folder with --out, or delete it")
-    items = list_items(source, time=time)
+    items = list_items(source, time=time, allow_outside=allow_outside)
     partial = out.with_name(f"{out.name}.partial")
     if partial.exists() and not (partial / _PROGRESS).is_file() and any(partial.iterdir()):
         raise UserError(f"{partial}: is in the way and no half-made store of volumes; move it, or choose another --out")
