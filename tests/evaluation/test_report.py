@@ -351,6 +351,17 @@ def test_read_candidates__agree_with_the_evaluated_retrieval(world: World) -> No
         assert (ranks <= k).mean() == pytest.approx(results["retrieval"]["image_to_text"][f"recall_at_{k}"]["value"])
 
 
+def test_read_candidates__embed_no_image_a_second_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = world.subject()
+    expected = read_candidates(subject).similarity
+
+    def features(store: object, rows: object) -> dict:
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr(subject.model, "features", features)
+    assert (read_candidates(subject).similarity == expected).all()
+
+
 # --- words and numbers -----------------------------------------------------------------------------------------------
 
 

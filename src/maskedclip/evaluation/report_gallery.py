@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from maskedclip import randomness
 from maskedclip.data.text import normalise_text
+from maskedclip.evaluation.feature_cache import CachedFeatures
 from maskedclip.evaluation.knn import unit_rows
 from maskedclip.evaluation.report_pictures import (
     feature_maps,
@@ -164,7 +165,7 @@ def read_candidates(subject: Subject) -> Candidates:
     first = {int(key): text for key, text in reversed(list(zip(own, written, strict=True)))}
     texts = [first[key] for key in range(len(keys))]
     places = np.asarray(rows, np.int64)
-    images = unit_rows(model.features(store, places)["projected"]).astype(np.float64)
+    images = unit_rows(CachedFeatures(model, store).features(store, places)["projected"]).astype(np.float64)
     similarity = images @ unit_rows(model.encode_text(texts)).astype(np.float64).T
     return Candidates(rows=places, texts=texts, own=own, similarity=similarity)
 
