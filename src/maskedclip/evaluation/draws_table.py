@@ -18,10 +18,7 @@ DRAWS_TABLE = "draws.parquet"
 DRAWS_SCHEMA = pa.schema(
     [
         ("protocol", pa.string()),
-        (
-            "feature",
-            pa.string(),
-        ),  # and the setting: "encoder, 5" of 5 shots, "encoder, 0.25" of a quarter of the patients
+        ("feature", pa.string()),  # with its setting: "encoder, 5" of 5 shots
         ("label", pa.string()),
         ("value", pa.float64()),  # NaN where undefined
         ("n", pa.int64()),

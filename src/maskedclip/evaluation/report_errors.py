@@ -36,8 +36,7 @@ def worst_errors(subject: Subject) -> str:
     caption = (
         f"{PROTOCOLS[part[0]]}, test split. The images without a finding that have its highest probability, and those "
         "with it that have the lowest; above and below one half they are false alarms and misses, else the nearest to "
-        "one. "
-        "Labels may be wrong, too: look before you judge."
+        "one. Labels may be wrong, too: look before you judge."
     )
     findings = [entry for entry in scored if not entry.classes]
     if len(findings) > _LABELS:

@@ -161,7 +161,8 @@ class Xclip(nn.Module):
         """log p and log q of embeddings (b, E), float32 (b, K)."""
         text_head = self.image_head if self.text_head is None else self.text_head
         image_logits, text_logits = self.image_head(image.float()), text_head(text.float())
-        return tuple((logits / self.options.temperature).log_softmax(dim=1) for logits in (image_logits, text_logits))  # type: ignore[return-value]
+        temperature = self.options.temperature
+        return (image_logits / temperature).log_softmax(dim=1), (text_logits / temperature).log_softmax(dim=1)
 
     def _of_retrieved(self, views: Views) -> tuple[Tensor, Tensor]:
         """The weighted loss over the unpaired images that have a retrieved text, and how often their sides agree.
