@@ -27,12 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("scale") / "s")
 
 
-def _command(folder: Path, out: Path, port: int, *options: str) -> list[str]:
-    return two_ranks_command(folder, out, port, *EXACT, *options)
+def _command(folder: Path, out: Path, *options: str) -> list[str]:
+    return two_ranks_command(folder, out, *EXACT, *options)
 
 
-def _two_ranks(folder: Path, out: Path, port: int, *options: str) -> str:
-    return run_two_ranks(folder, out, port, *EXACT, *options)
+def _two_ranks(folder: Path, out: Path, *options: str) -> str:
+    return run_two_ranks(folder, out, *EXACT, *options)
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +57,15 @@ def _close(out: Path, alone: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "options", "port"),
+    ("strategy", "options"),
     [
-        ("fsdp", ["--training.sharded_checkpoints", "true"], 29741),
-        ("fsdp", ["--training.ema_decay", "0.5", "--training.gradient_checkpointing", "true"], 29742),
-        ("ddp", ["--training.micro_batches", "1", "--training.sharded_checkpoints", "true"], 29743),
+        ("fsdp", ["--training.sharded_checkpoints", "true"]),
+        ("fsdp", ["--training.ema_decay", "0.5", "--training.gradient_checkpointing", "true"]),
+        ("ddp", ["--training.micro_batches", "1", "--training.sharded_checkpoints", "true"]),
     ],
 )
-def test_two_ranks__equal_one(
-    folder: Path, tmp_path: Path, alone: Path, strategy: str, options: list[str], port: int
-) -> None:
-    _two_ranks(folder, tmp_path / "run", port, "--training.strategy", strategy, *options)
+def test_two_ranks__equal_one(folder: Path, tmp_path: Path, alone: Path, strategy: str, options: list[str]) -> None:
+    _two_ranks(folder, tmp_path / "run", "--training.strategy", strategy, *options)
     if "--training.ema_decay" in options:
         pretrain(load_recipe(["maskedclip", "tiny"], [*TINY, *EXACT, *options]), folder, tmp_path / "alone")
         alone = tmp_path / "alone"
@@ -80,16 +78,16 @@ def test_two_ranks__equal_one(
 def test_two_ranks__parts_of_the_batch_equal_the_whole(folder: Path, tmp_path: Path) -> None:  # P6
     sizes = ["--data.batch_paired", "8", "--data.batch_unpaired", "4", "--training.micro_batches", "2"]
     pretrain(load_recipe(["maskedclip", "tiny"], [*TINY, *EXACT, *sizes[:4]]), folder, tmp_path / "alone")
-    _two_ranks(folder, tmp_path / "ddp", 29744, *sizes)
+    _two_ranks(folder, tmp_path / "ddp", *sizes)
     _close(tmp_path / "ddp", tmp_path / "alone")
-    _two_ranks(folder, tmp_path / "fsdp", 29745, *sizes, "--training.strategy", "fsdp")
+    _two_ranks(folder, tmp_path / "fsdp", *sizes, "--training.strategy", "fsdp")
     _close(tmp_path / "fsdp", tmp_path / "alone")
 
 
 def test_checkpoint__of_two_ranks_resumes_on_one_and_back(folder: Path, tmp_path: Path, alone: Path) -> None:
     out = tmp_path / "run"
     sharded = ["--training.strategy", "fsdp", "--training.sharded_checkpoints", "true"]
-    _two_ranks(folder, out, 29746, *sharded)
+    _two_ranks(folder, out, *sharded)
     for path in list_checkpoints(out / "checkpoints")[1:]:
         for file in path.iterdir():
             file.unlink()
@@ -97,14 +95,14 @@ def test_checkpoint__of_two_ranks_resumes_on_one_and_back(folder: Path, tmp_path
     recipe = load_recipe(["maskedclip", "tiny"], [*TINY, *EXACT])
     said = pretrain(recipe.replace(training={"max_minutes": 1e-6}), folder, out, resume=True)
     assert said.step == 5  # one rank does the fifth step
-    told = _two_ranks(folder, out, 29747, *sharded, "--resume", "true")  # and two the sixth
+    told = _two_ranks(folder, out, *sharded, "--resume", "true")  # and two the sixth
     assert "resumed at step 5 of 6" in told
     _close(out, alone)
 
 
 def test_a_rank_that_dies__ends_the_others_within_the_timeout(folder: Path, tmp_path: Path) -> None:
     options = ["--training.steps", "100000", "--training.timeout_minutes", "0.2"]
-    command = _command(folder, tmp_path / "run", 29748, *options)
+    command = _command(folder, tmp_path / "run", *options)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     life = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
@@ -126,7 +124,7 @@ def test_a_rank_that_dies__ends_the_others_within_the_timeout(folder: Path, tmp_
 
 
 def test_batch__that_does_not_divide_is_one_line(folder: Path, tmp_path: Path) -> None:
-    command = _command(folder, tmp_path / "run", 29749, "--data.batch_paired", "7")
+    command = _command(folder, tmp_path / "run", "--data.batch_paired", "7")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
     assert "data.batch_paired: 7 does not divide over 2 ranks; give 6 or 8" in done.stderr
