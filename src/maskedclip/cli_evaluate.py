@@ -157,13 +157,20 @@ def fine_tune_settings(given: list[str]) -> "FineTuneSettings | None":
             near = difflib.get_close_matches(name, defaults, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(defaults)}"
             raise UserError(f"--finetune {pair}: give NAME=VALUE; {hint}")
-        value = yaml.safe_load(text)
         default = defaults[name]
+        if isinstance(default, str):  # as it stands: YAML would make booleans of on and off
+            values[name] = text
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--finetune {pair}: give a value like {default!r}") from None
         if isinstance(default, float) or default is None:
+            whole = name == "size"
             try:
-                value = float(text) if default is not None or "." in text or "e" in text else int(text)
+                value = None if default is None and text == "null" else int(text) if whole else float(text)
             except ValueError:
-                raise UserError(f"--finetune {pair}: give a number") from None
+                raise UserError(f"--finetune {pair}: give a {'whole ' * whole}number") from None
         elif isinstance(default, tuple):
             value = tuple(value) if isinstance(value, list) else value
         elif type(value) is not type(default):

@@ -107,6 +107,25 @@ def test_fine_tune_settings__types_follow_the_fields() -> None:
             fine_tune_settings([pair])
     with pytest.raises(UserError, match="give a number"):
         fine_tune_settings(["lr=fast"])
+    assert fine_tune_settings(["decoded_cache=off", "size=null"]) == FineTuneSettings(decoded_cache="off")
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("head_start=Probe", "head_start: 'Probe'; choose from zero, probe"),
+        ("class_weighting=balance", "choose from none, balanced, sampler"),
+        ("precision=bf16", "choose from bf16-mixed, 32-true"),
+        ("betas=0.9", "betas: 0.9; give two numbers"),
+        ("crop_scale=[a, b]", "crop_scale.*give two numbers"),
+        ("crop_scale=0.5", "crop_scale: 0.5; give two numbers"),
+        ("size=224.0", "give a whole number"),
+        ("epochs=[", "give a value like 50"),
+    ],
+)
+def test_fine_tune_settings__what_no_one_meant_is_refused(pair: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        fine_tune_settings([pair])
 
 
 def test_evaluate__dense_probe_is_kept_told_drawn_and_compared(

@@ -16,7 +16,7 @@ from maskedclip.data.curate import curate
 from maskedclip.data.masks import mask_names, read_masks
 from maskedclip.data.store import Store, open_store
 from maskedclip.errors import UserError
-from maskedclip.evaluation.dense import dense_probe, dice
+from maskedclip.evaluation.dense import _pixels, dense_probe, dice
 from maskedclip.evaluation.dense_head import Pixels, fit_heads
 from maskedclip.evaluation.dense_sheet import Shown, dense_sheet
 from maskedclip.evaluation.dense_table import image_mean
@@ -187,6 +187,44 @@ def test_dense_probe__chooses_on_training_patients_where_there_is_no_validation(
     section = dense_probe(PixelModel(), store, weights_of(store)).section
     assert section["encoder"]["per_label"]["spot"]["auroc"]["value"] > 0.95
     assert 0 < section["encoder"]["chosen"]["spot"]["threshold"] < 1
+
+
+def _without_spots(monkeypatch: pytest.MonkeyPatch, store: Store, split: str, keep: int = 0) -> None:
+    """The masks of all images of a split but the first `keep` become empty."""
+    healthy = store.rows(split)[keep:]
+
+    def some(store: Store, rows: NDArray, name: str) -> list:
+        masks = read_masks(store, rows, name)
+        emptied = np.isin(rows, healthy) if name == "spot" else np.zeros(len(rows), bool)
+        return [
+            mask if mask is None or not empty else np.zeros_like(mask)
+            for mask, empty in zip(masks, emptied, strict=True)
+        ]
+
+    monkeypatch.setattr("maskedclip.evaluation.dense.read_masks", some)
+
+
+def test_dense_probe__chooses_on_training_patients_where_no_validation_image_has_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_spots(monkeypatch, store, "val")
+    part = dense_probe(PixelModel(), store, weights_of(store)).section["encoder"]
+    assert part["per_label"]["spot"]["dice"]["value"] > 0.8
+    assert part["chosen"]["spot"]["threshold"] > 0.02  # the lowest is what nothing to choose by gave
+    held_out = [_pixels(store, "spot", SIDE, seed)[0].choosing.tolist() for seed in range(6)]
+    assert len(set(map(tuple, held_out))) > 1
+
+
+def test_dense_probe__figures_are_over_images_that_have_it_and_false_alarms_are_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_spots(monkeypatch, store, "test", keep=2)
+    found = dense_probe(PixelModel(), store, weights_of(store))
+    part = found.section["encoder"]
+    assert {part["per_label"]["spot"][metric]["n"] for metric in ("auroc", "auprc", "dice")} == {2}
+    assert part["without"]["spot"]["images"] == 2
+    assert part["without"]["spot"]["images_marked"] == 2  # the spots are still in the pictures
+    assert 0 < part["without"]["spot"]["share_marked"] < 0.5
 
 
 def test_dense_probe__says_why_there_is_no_value(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from maskedclip.evaluation.retrieval import (
     recall_per_text,
 )
 from maskedclip.evaluation.scoring import macro_distribution
-from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
+from maskedclip.evaluation.statistics import Distribution, check_seed, class_supports, cluster_weights, with_point
 
 DENSE = "dense"
 METRICS = {"auroc": metrics.auroc, "auprc": metrics.average_precision}
@@ -68,10 +68,11 @@ def paired_distributions(
         shown: whether to show a progress bar.
 
     Raises:
-        UserError: test rows, patients, truths or queries differ; fewer than two replicates.
+        UserError: test rows, patients, truths or queries differ; fewer than two replicates; a negative seed.
     """
     if replicates < 2:
         raise UserError(f"replicates: {replicates} give no interval; use 1000")
+    check_seed(seed)
     first = evaluations[0]
     for other in evaluations[1:]:
         check_paired(first, other)

@@ -3,11 +3,12 @@
 Protocol, [ours], after the linear segmentation probe of DINOv2 (arXiv 2304.07193, section 7.4): the encoder is frozen
 and reads the whole stored picture; one linear map takes each patch token (D) to the P x P pixels under the patch,
 fitted as L2 logistic regression.  DINOv2 predicts one value a patch and magnifies it, which cannot draw a vessel of
-three pixels under a patch of fourteen.  C and the threshold of Dice are chosen on validation images, or without any on
-a quarter of the training patients; the test images are only ever predicted.  Where a row has `mask.field`, only pixels
-inside it count, for learning and for scoring.
+three pixels under a patch of fourteen.  C and the threshold of Dice are chosen on validation images, or where none of
+them has the thing on a quarter of the training patients; the test images are only ever predicted.  Where a row has
+`mask.field`, only pixels inside it count, for learning and for scoring.
 
-Every figure is the mean over the test images of that image's AUROC, AUPRC or Dice, with a patient-clustered interval.
+Every figure is the mean over the test images that have the thing of that image's AUROC, AUPRC or Dice, with a
+patient-clustered interval.  Of the images without it, where whatever is marked is wrong, the marked share is told.
 
 B images, L patches, P pixels on a patch's side, S pixels on a picture's side, D width, R replicates.
 """
@@ -77,7 +78,7 @@ def dense_probe(model: Any, store: Store, weights: NDArray, *, size: int | None 
     shown: list[Shown] = []
     distributions: dict[str, dict[str, dict[str, Distribution | None]]] = {}
     for name in names:
-        pixels, obstacle = _pixels(store, name, side)
+        pixels, obstacle = _pixels(store, name, side, seed)
         answers = {} if obstacle else _answers(model, sized, store, name, pixels, seed)
         for feature in answers or _spaces(model):
             part = section.setdefault(feature, {"macro": {}, "per_label": {}, "chosen": {}, "size": side})
@@ -87,6 +88,13 @@ def dense_probe(model: Any, store: Store, weights: NDArray, *, size: int | None 
                 continue
             head, scored, pictures = answers[feature]
             part["chosen"][name] = {"C": head.c, "threshold": head.threshold}
+            wrongly = [entry["marked"] for entry in scored if not np.isnan(entry["marked"])]
+            if wrongly:
+                part.setdefault("without", {})[name] = {
+                    "images": len(wrongly),
+                    "images_marked": int(np.count_nonzero(wrongly)),
+                    "share_marked": float(np.mean(wrongly)),
+                }
             part["per_label"][name] = {}
             for metric in METRICS:
                 found = _distribution([entry[metric] for entry in scored], pixels.test, store, weights)
@@ -138,7 +146,7 @@ class _Rows:
         return Pixels(truth=self.truth[row], counted=self.field[row])
 
 
-def _pixels(store: Store, name: str, side: int) -> tuple[_Rows, str]:
+def _pixels(store: Store, name: str, side: int, seed: int) -> tuple[_Rows, str]:
     """The rows of a mask, and why they do not do, '' where they do."""
     used = np.flatnonzero(np.isin(store.splits, ("train", "val", "test")))
     masks, fields = read_masks(store, used, name), read_masks(store, used, FIELD)
@@ -150,20 +158,27 @@ def _pixels(store: Store, name: str, side: int) -> tuple[_Rows, str]:
     }
     known = np.array(sorted(truth), dtype=np.int64)
     train, val, test = (known[store.splits[known] == split] for split in ("train", "val", "test"))
-    refit = not len(val)
-    if refit and len(train):
-        folds = patient_folds(store.patients[train], folds=_FOLDS)
-        val = train[folds == 0]
+
+    def tells(row: int) -> bool:
+        return 0 < int((truth[row] & field[row]).sum()) < int(field[row].sum())
+
+    refit = not any(tells(int(row)) for row in val)
+    if refit:
+        folds = patient_folds(store.patients[train], folds=_FOLDS, seed=seed)
+        telling = np.array([tells(int(row)) for row in train], dtype=bool)
+        fits = [fold for fold in range(_FOLDS) if telling[folds == fold].any() and telling[folds != fold].any()]
+        val = train[folds == fits[0]] if fits else train[:0]
     found = _Rows(train=train, choosing=val, test=test, refit=refit, truth=truth, field=field)
     if not len(test):
         return found, "no test image has this mask"
     learnt = np.setdiff1d(train, val)
+    few = "too few training patients have this mask to learn and to choose"
     if not len(learnt):
-        return found, "too few training patients have this mask to learn and to choose"
+        return found, few
     counts = np.array([[(truth[int(r)] & field[int(r)]).sum(), field[int(r)].sum()] for r in learnt]).sum(axis=0)
     if counts[0] in (0, counts[1]):
         return found, "the training masks have one class only"
-    return found, ""
+    return found, "" if len(val) else few
 
 
 def _at(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
@@ -260,7 +275,8 @@ def _figures(pixels: Pixels, probability: NDArray, threshold: float) -> dict[str
     return {
         "auroc": float(metrics.auroc(truth, scores)[0]) if both else float("nan"),
         "auprc": float(metrics.average_precision(truth, scores)[0]) if both else float("nan"),
-        "dice": dice(truth, scores > threshold),
+        "dice": dice(truth, scores > threshold) if truth.any() else float("nan"),
+        "marked": float((scores > threshold).mean()) if not truth.any() else float("nan"),
     }
 
 

@@ -35,7 +35,7 @@ from maskedclip.evaluation.dense_table import DENSE_TABLE
 from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnKey, DrawnMeans, draws_table
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
 from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, repeated_section, retrieval_section, scored
-from maskedclip.evaluation.statistics import Distribution, cluster_codes, cluster_weights
+from maskedclip.evaluation.statistics import Distribution, check_seed, cluster_codes, cluster_weights
 from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
 from maskedclip.evaluation.tasks import Task, read_tasks
 
@@ -85,10 +85,11 @@ def evaluate(
         dense_size: pixels that the encoder reads in the dense probe; None: as many as the stored pictures have.
         extra: further entries of "about".
 
-    Raises UserError: no test split, a patient in test and in another split, an unknown protocol or column, prompts for
-    unknown labels, features that are not finite, an `out` that isn't empty or can't be written.
+    Raises UserError: no test split, a patient in test and in another split, an unknown protocol or column, a column of
+    more than 50 groups, a negative seed, prompts for unknown labels, features that are not finite, an `out` that isn't
+    empty or can't be written.
     """
-    _check_request(store, out, protocols, replicates)
+    _check_request(store, out, protocols, replicates, seed)
     check_patients(store)
     test = np.flatnonzero(store.splits == "test")
     columns = subgroup_columns(store.table, subgroups, test) if subgroups else {}  # type: ignore[union-attr]
@@ -159,12 +160,13 @@ def check_patients(store: AnyStore) -> None:
         )
 
 
-def _check_request(store: AnyStore, out: Path, protocols: Sequence[str], replicates: int) -> None:
+def _check_request(store: AnyStore, out: Path, protocols: Sequence[str], replicates: int, seed: int) -> None:
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not protocols:
         raise UserError(f"protocols: {', '.join(unknown) or 'none given'}; choose from {', '.join(PROTOCOLS)}")
     if replicates < 2:
         raise UserError(f"replicates: {replicates} give no interval; use 1000")
+    check_seed(seed)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; give another folder or remove it")
     if not (store.splits == "test").any():

@@ -4,7 +4,7 @@ Both fine-tune as MAE does (arXiv 2111.06377, table 9); what is ours is marked s
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from maskedclip.recipe_sections import require
 
@@ -75,6 +75,9 @@ class FineTuneSettings:
 
     def __post_init__(self) -> None:
         """Reject contradictions, naming the mend."""
+        for name, hint in get_type_hints(FineTuneSettings).items():
+            words, value = get_args(hint) if get_origin(hint) is Literal else (), getattr(self, name)
+            require(not words or value in words, f"finetune.{name}: {value!r}; choose from {', '.join(words)}")
         for name in ("epochs", "batch", "lora_rank"):
             require(getattr(self, name) >= 1, f"finetune.{name}: {getattr(self, name)}; give 1 or more")
         for name in ("patience", "max_train", "workers", "max_bad_steps", "clip_norm", "weight_decay"):
@@ -87,6 +90,10 @@ class FineTuneSettings:
             self.layer_decay is None or 0 < self.layer_decay <= 1,
             f"finetune.layer_decay: {self.layer_decay} is outside (0, 1]; 1 gives all layers one learning rate",
         )
+        for name in ("betas", "crop_scale"):
+            pair = getattr(self, name)
+            fits = isinstance(pair, tuple) and len(pair) == 2 and all(type(part) in (int, float) for part in pair)
+            require(fits, f"finetune.{name}: {pair!r}; give two numbers, e.g. {name}=[0.2,0.9]")
         require(all(0 <= beta < 1 for beta in self.betas), f"finetune.betas: {self.betas}; both must be in [0, 1)")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"finetune.crop_scale: ({low}, {high}) must hold 0 < low <= high <= 1")

@@ -1,5 +1,8 @@
 """The part of a report about the dense probe: figures by mask, and maps to look at."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from maskedclip.evaluation.dense_sheet import COLUMNS
 from maskedclip.evaluation.dense_table import METRICS
 from maskedclip.evaluation.report_names import label_name, row_name
@@ -39,11 +42,22 @@ def dense_probe_section(subject: Subject) -> str:
     )
     said = paragraph(
         "A linear map from each patch token to the pixels under the patch; the encoder itself is not trained. Means "
-        "over the test images, inside the field where a mask of it is known; C and the threshold were chosen without "
-        "the test images."
-    )
+        "over the test images that have the thing, inside the field where a mask of it is known; C and the threshold "
+        "were chosen without the test images."
+    ) + "".join(map(paragraph, _false_alarms(section)))
     path = subject.main.folder / "dense.png"
     if not path.is_file():
         return said + table.render()
     alt = f"Test images in rows; columns: {', '.join(COLUMNS)}"
     return said + table.render() + figure(picture(path.read_bytes(), "png", alt), f"{alt}.")
+
+
+def _false_alarms(section: Mapping[str, Any]) -> list[str]:
+    """What is marked where there is nothing, a sentence for each mask and feature that has such test images."""
+    return [
+        f"{label_name(label)}, {row_name('dense', feature)}: of {found['images']:,} test images without it "
+        f"{found['images_marked']:,} have pixels above the threshold, {found['share_marked']:.2%} of the pixels in the "
+        "mean."
+        for feature, part in section.items()
+        for label, found in part.get("without", {}).items()
+    ]

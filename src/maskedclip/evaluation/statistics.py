@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maskedclip.errors import UserError
 from maskedclip.evaluation.intervals import Bounds, Uncertain, difference_interval
 
 PERCENTILES = (2.5, 97.5)
@@ -135,6 +136,12 @@ def joint_support(parts: Sequence[Distribution]) -> float:
         return float(supports.min())
     freedom = (variances**2 / np.maximum(supports - 1, 1)).sum()
     return float(variances.sum() ** 2 / freedom + 1) if freedom else np.inf
+
+
+def check_seed(seed: int) -> None:
+    """Refuse, as a UserError, what no generator takes."""
+    if seed < 0:
+        raise UserError(f"seed: {seed} is negative; give 0 or more")
 
 
 def cluster_weights(

@@ -34,7 +34,7 @@ def subgroup_columns(table: pa.Table, names: Sequence[str], rows: NDArray[np.int
     """The values of the named columns of a store's table on the given rows.
 
     Raises:
-        UserError: a column does not exist.
+        UserError: a column does not exist, or has more than 50 groups.
     """
     there = [name for name in table.column_names if name not in _NO_GROUPS and not name.startswith("mask.")]
     missing = [name for name in names if name not in table.column_names]
@@ -43,7 +43,10 @@ def subgroup_columns(table: pa.Table, names: Sequence[str], rows: NDArray[np.int
     useless = [name for name in names if name not in there]
     if useless:
         raise UserError(f"subgroups: {useless[0]!r} differs from row to row; choose from {', '.join(there)}")
-    return {name: table.column(name).take(pa.array(rows)).to_pylist() for name in names}
+    columns = {name: table.column(name).take(pa.array(rows)).to_pylist() for name in names}
+    for name, values in columns.items():
+        group_rows(name, values)  # too many groups are told now, and not after hours of fine-tuning
+    return columns
 
 
 def group_rows(name: str, values: Sequence | NDArray) -> dict[str, NDArray[np.bool_]]:
@@ -170,12 +173,13 @@ def _number_groups(name: str, quantity: NDArray[np.float64]) -> dict[str, NDArra
     if len(distinct) <= _MOST_CODES and (distinct == np.round(distinct)).all():
         return {f"{value:.0f}": quantity == value for value in distinct}
     edges = np.unique(np.quantile(known, np.arange(1, _BANDS) / _BANDS))
-    groups: dict[str, NDArray[np.bool_]] = {}
-    for band in range(len(edges) + 1):
-        rows = ~np.isnan(quantity) & (np.searchsorted(edges, quantity) == band)
-        if rows.any():
-            groups[f"{quantity[rows].min():.6g} to {quantity[rows].max():.6g}"] = rows
-    return groups
+    bands = [~np.isnan(quantity) & (np.searchsorted(edges, quantity) == band) for band in range(len(edges) + 1)]
+    bands = [rows for rows in bands if rows.any()]
+    forms = [".0f"] if (known == np.round(known)).all() else [".6g", ".17g"]  # 17 digits tell all numbers apart
+    named = [
+        {f"{quantity[rows].min():{form}} to {quantity[rows].max():{form}}": rows for rows in bands} for form in forms
+    ]
+    return next((groups for groups in named if len(groups) == len(bands)), named[-1])
 
 
 def _age_groups(years: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
