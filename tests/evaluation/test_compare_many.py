@@ -10,13 +10,16 @@ from maskedclip.errors import UserError
 from maskedclip.evaluation.compare_many import paired_distributions
 from maskedclip.evaluation.compare_read import Predictions, Ranks, read_predictions, read_results
 from maskedclip.evaluation.statistics import cluster_weights
-from tests.evaluation.compare_case import MODEL, blurred, evaluated
+from tests.evaluation.compare_case import MODEL, STORE, blurred, evaluated
+from tests.evaluation.stand_ins import ArrayStore, changed
+
+MODELS = {"a": MODEL, "b": blurred(1.0)}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("many")
-    models = {"a": MODEL, "b": blurred(1.0), "c": blurred(2.0, text=False)}
+    models = MODELS | {"c": blurred(2.0, text=False)}
     return [evaluated(model, root / name, replicates=100) for name, model in models.items()]
 
 
@@ -44,6 +47,39 @@ def test_paired_distributions__are_those_of_the_results(
     assert len(paired.distributions[0]) == 5 * 6 + 3 * 3
     assert len(paired.distributions[2]) == 2 * 6
     assert paired.notes["linear", "encoder", "macro"] == "mean of 5 labels"
+
+
+def _with_gaps() -> ArrayStore:
+    """The store with test rows of which no label, or no text, is known."""
+    generator = np.random.Generator(np.random.Philox(4))
+    gone = generator.random(len(STORE)) < 0.3
+    labels = {
+        name: np.where(gone, np.nan if values.dtype != object else None, values)
+        for name, values in STORE.labels.items()
+    }
+    texts = [None if generator.random() < 0.2 else text for text in STORE.texts]
+    return changed(STORE, labels=labels, texts=texts)
+
+
+def test_paired_distributions__are_those_of_the_results_where_values_are_unknown(tmp_path: Path) -> None:
+    store = _with_gaps()
+    folders = [evaluated(model, tmp_path / name, store, replicates=60) for name, model in MODELS.items()]
+    paired = paired_distributions([read_predictions(folder) for folder in folders], replicates=60)
+    for folder, found in zip(folders, paired.distributions, strict=True):
+        results = read_results(folder)
+        for label in ("glaucoma", "camera"):
+            said = found["linear", "encoder", label].estimate().to_json()
+            assert said == results["linear"]["encoder"]["per_label"][label]["auroc"]
+        recall = found["retrieval", "image_to_text", "recall_at_5"].estimate()
+        expected = results["retrieval"]["image_to_text"]["recall_at_5"]
+        assert (recall.low, recall.high) == (expected["low"], expected["high"])
+
+    (folders[1] / "test.parquet").unlink()  # of an earlier version: on the rows that both have scored
+    mixed = paired_distributions([read_predictions(folder) for folder in folders], replicates=60).distributions
+    assert mixed[0].keys() == mixed[1].keys()
+    other = evaluated(MODEL, tmp_path / "other", changed(STORE, ids=[f"x{key}" for key in STORE.ids]), replicates=60)
+    with pytest.raises(UserError, match="test rows are in one only"):
+        paired_distributions([read_predictions(folders[0]), read_predictions(other)], replicates=60)
 
 
 @pytest.mark.parametrize(("metric", "peer"), [("auroc", roc_auc_score), ("auprc", average_precision_score)])

@@ -15,6 +15,7 @@ from maskedclip.deployment.external import open_model
 from maskedclip.errors import UserError
 from maskedclip.evaluation.compare_read import read_results
 from maskedclip.evaluation.evaluate import DEFAULT, evaluate
+from maskedclip.evaluation.evaluated_rows import labels_fingerprint
 from maskedclip.evaluation.feature_cache import CachedFeatures
 from maskedclip.evaluation.leakage import seen_in_pretraining
 
@@ -138,6 +139,12 @@ def _evaluate(given: str, store: Store, target: Path, protocols: Sequence[str], 
         about = read_results(target)["about"]
         if (about.get("model"), about["store"]) != (model.fingerprint, store.fingerprint):
             raise UserError(f"{target}: holds an evaluation of another model or store; give another --out or remove it")
+        kept = (about.get("labels_fingerprint"), about.get("replicates"), about.get("seed"))
+        if kept[0] is not None and kept != (labels_fingerprint(store), replicates, seed):
+            raise UserError(
+                f"{target}: was evaluated with other labels, splits, --replicates or --seed; remove it to evaluate "
+                "again, or give another --out"
+            )
         lacking = [name for name in protocols if name not in about.get("protocols", ())]
         if lacking:
             raise UserError(f"{target}: was evaluated without {', '.join(lacking)}; remove it to evaluate again")

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from maskedclip.console import bar
 from maskedclip.errors import UserError
 from maskedclip.evaluation import metrics
-from maskedclip.evaluation.compare_read import MACRO, Key, Predictions, Ranks, Scores, check_paired, on_rows_of
+from maskedclip.evaluation.compare_read import (
+    MACRO,
+    Key,
+    Predictions,
+    Ranks,
+    Scores,
+    check_paired,
+    comparable_rows,
+    on_rows_of,
+)
 from maskedclip.evaluation.dense_table import image_mean
 from maskedclip.evaluation.intervals import SHARE
 from maskedclip.evaluation.retrieval import (
@@ -73,6 +82,7 @@ def paired_distributions(
     if replicates < 2:
         raise UserError(f"replicates: {replicates} give no interval; use 1000")
     check_seed(seed)
+    evaluations = comparable_rows(evaluations)
     first = evaluations[0]
     for other in evaluations[1:]:
         check_paired(first, other)
@@ -200,9 +210,20 @@ def _add_dense(
         table = np.array([[own[image] for image in images] for own in holders.values()])
         table[:, np.isnan(table).any(axis=0)] = np.nan
         known = np.array([patients[image] for image in images], dtype=object)
-        weights = cluster_weights(known, replicates=replicates, seed=seed)
+        weights = _weights(evaluations[0], images, known, replicates, seed)
         for place, row in zip(holders, table, strict=True):
             found[place][DENSE, *key] = image_mean(row, known, weights)
+
+
+def _weights(
+    first: Predictions, ids: Sequence[str], patients: NDArray[np.object_], replicates: int, seed: int
+) -> NDArray:
+    """Of queries, (R, q): as `evaluate` drew them, where they are rows of the test split and all of it is known."""
+    place = {key: row for row, key in enumerate(first.ids)} if first.complete else {}
+    if place and all(query in place for query in ids):
+        drawn = cluster_weights(first.patients, replicates=replicates, seed=seed)
+        return drawn[:, [place[query] for query in ids]]
+    return cluster_weights(patients, replicates=replicates, seed=seed)
 
 
 def _texts(holders: Sequence[Ranks], ids: Iterable[str]) -> list[str]:
@@ -224,7 +245,7 @@ def _add_recall(
     for direction in dict.fromkeys(name for part in evaluations for name in part.ranks):
         holders = [place for place, part in enumerate(evaluations) if direction in part.ranks]
         first = evaluations[holders[0]].ranks[direction]
-        weights = with_point(cluster_weights(first.patients, replicates=replicates, seed=seed))
+        weights = with_point(_weights(evaluations[0], first.ids, first.patients, replicates, seed))
         total, support = weights.sum(axis=1), drawn_together(weights)
         texts, own_text = distinct(_texts([evaluations[place].ranks[direction] for place in holders], first.ids))
         by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)

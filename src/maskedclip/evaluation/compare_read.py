@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from maskedclip.errors import UserError
 from maskedclip.evaluation.dense_table import DENSE_SCHEMA, DENSE_TABLE
 from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnMeans, read_draws
+from maskedclip.evaluation.evaluated_rows import TEST_SCHEMA, TEST_TABLE
 
 MACRO = "macro"
 Key = tuple[str, str, str]  # protocol, feature, label or "macro"
@@ -61,7 +62,8 @@ class Ranks:
 class Predictions:
     """The scores in one folder.
 
-    ids (n,): the test rows in the order in which the file names them; patients (n,), '' where none is known;
+    ids (n,): all test rows in the order of the store; patients (n,), '' where none is known; complete: whether that is
+    so, else (of an earlier version) they are those that predictions.parquet names;
     scores: by key, then by class (None for a binary label); ranks: by direction, empty where none were kept; dense:
     the table of each image's figures of the dense probe, None where there is none; drawn: k-shot and label efficiency.
     """
@@ -73,6 +75,7 @@ class Predictions:
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
     dense: pa.Table | None = None
     drawn: DrawnMeans = field(default_factory=DrawnMeans)
+    complete: bool = False
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -92,7 +95,34 @@ def read_predictions(folder: Path) -> Predictions:
         rows = dense.take(np.sort(first))
         patients = rows.column("patient").fill_null("").to_numpy()
         scores = replace(scores, ids=rows.column("id").to_numpy(), patients=patients)
-    return replace(scores, ranks=_ranks(folder), dense=dense, drawn=_drawn(folder))
+    read = replace(scores, ranks=_ranks(folder), dense=dense, drawn=_drawn(folder))
+    every = folder / TEST_TABLE
+    if not every.is_file():
+        return read
+    with _readable(every):
+        rows = pq.read_table(every).select(TEST_SCHEMA.names).cast(TEST_SCHEMA)
+    ids = rows.column("id").to_numpy()
+    whole = replace(scores, ids=ids, patients=rows.column("patient").fill_null("").to_numpy())
+    if strangers := set(scores.ids) - set(ids):
+        raise UserError(f"{every}: lacks {len(strangers)} rows that were scored; evaluate again")
+    return replace(on_rows_of(whole, read), complete=True)
+
+
+def comparable_rows(evaluations: Sequence[Predictions]) -> list[Predictions]:
+    """All with all test rows, or where one is of an earlier version all with the rows that were scored."""
+    if all(part.complete for part in evaluations):
+        return list(evaluations)
+    return [_scored_rows(part) for part in evaluations]
+
+
+def _scored_rows(part: Predictions) -> Predictions:
+    if not part.complete or not part.scores:
+        return part
+    used = np.zeros(len(part.ids), dtype=bool)
+    for classes in part.scores.values():
+        for scores in classes.values():
+            used[scores.rows] = True
+    return on_rows_of(replace(part, ids=part.ids[used], patients=part.patients[used]), part)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -132,11 +162,11 @@ def check_paired(first: Predictions, other: Predictions) -> None:
 
 
 def on_rows_of(first: Predictions, other: Predictions) -> Predictions:
-    """`other` with its rows in the order of `first`; both have been checked to have the same."""
+    """`other` with its rows in the order of `first`, which has all that it was scored on."""
     if np.array_equal(first.ids, other.ids):
         return other
     place = {key: row for row, key in enumerate(first.ids)}
-    moved = np.array([place[key] for key in other.ids], dtype=np.int64)
+    moved = np.array([place.get(key, -1) for key in other.ids], dtype=np.int64)
     scores = {
         key: {value: _sorted(moved[part.rows], part.score, part.truth) for value, part in classes.items()}
         for key, classes in other.scores.items()

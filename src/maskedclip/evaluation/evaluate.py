@@ -33,6 +33,7 @@ from maskedclip.evaluation.dense import DenseResult, dense_probe
 from maskedclip.evaluation.dense_sheet import dense_sheet
 from maskedclip.evaluation.dense_table import DENSE_TABLE
 from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnKey, DrawnMeans, draws_table
+from maskedclip.evaluation.evaluated_rows import TEST_TABLE, labels_fingerprint, rows_table
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
 from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, repeated_section, retrieval_section, scored
 from maskedclip.evaluation.statistics import Distribution, check_seed, cluster_codes, cluster_weights
@@ -69,8 +70,8 @@ def evaluate(
     protocol that can't be had is {"skipped": why}.  `out/predictions.parquet`: a row per test row, label (and class),
     protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks; `out/draws.parquet`: the
     replicates of k-shot and label efficiency; `out/dense.parquet`: the figures of each image of the dense probe, and
-    `out/dense.png` some of its maps.  Nothing in them depends on time
-    or machine, but for the seconds that fine-tuning took.
+    `out/dense.png` some of its maps; `out/test.parquet`: all test rows.  Nothing in them depends on time or machine,
+    but for the seconds that fine-tuning took.
 
     Args:
         model: to be evaluated; "finetune" and "lora" need one of `maskedclip.load` or `open_model`.
@@ -138,7 +139,7 @@ def evaluate(
         means=drawn, bootstrap=(replicates, seed), rows=len(patients), patients=results["about"]["test_patients"]
     )
     draws = draws_table(kept) if drawn else None
-    _write(out, results, tables, ranks, draws, None if isinstance(dense, dict) else dense)
+    _write(out, store, results, tables, ranks, draws, None if isinstance(dense, dict) else dense)
     return results
 
 
@@ -247,6 +248,7 @@ def _about(case: Case, protocols: Sequence[str]) -> dict:
         "version": maskedclip.__version__,
         "model": case.model.fingerprint,
         "store": case.store.fingerprint,
+        "labels_fingerprint": labels_fingerprint(case.store),
         "rows": {split: int((case.store.splits == split).sum()) for split in splits},
         "rows_used": {split: int((case.splits == split).sum()) for split in splits},
         "test_patients": int(cluster_codes(case.store.patients[case.store.splits == "test"]).max()) + 1,
@@ -268,6 +270,7 @@ def _class_counts(task: Task) -> dict[str, int]:
 
 def _write(
     out: Path,
+    store: AnyStore,
     results: dict,
     tables: list[pa.Table],
     ranks: pa.Table | None,
@@ -279,6 +282,7 @@ def _write(
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows_table(store), out / TEST_TABLE, compression="zstd")
         pq.write_table(table, out / "predictions.parquet", compression="zstd")
         if ranks is not None:
             pq.write_table(ranks, out / "retrieval.parquet", compression="zstd")
