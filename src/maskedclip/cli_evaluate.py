@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import difflib
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import yaml
 
 from maskedclip.cli_verb import Verb, path, say_next
 from maskedclip.console import say
+from maskedclip.data.shards import write_atomically
 from maskedclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from maskedclip.data.prompts import load_prompts
     from maskedclip.evaluation.evaluate import DEFAULT, evaluate
     from maskedclip.evaluation.feature_cache import CachedFeatures
-    from maskedclip.evaluation.leakage import seen_in_pretraining
+    from maskedclip.evaluation.leakage import run_folder, seen_in_pretraining
     from maskedclip.evaluation.report import write_report
     from maskedclip.evaluation.summary import summary_lines
     from maskedclip.training.rundir import RunDirectory
@@ -78,9 +81,11 @@ def _evaluate(args: argparse.Namespace) -> None:
         trained = [name for name in wanted if name.strip() in ("dense", "finetune", "lora")]
         if trained:
             raise UserError(f"--protocols: {', '.join(trained)}: not for volumes; give linear, knn, fewshot, ...")
-    leakage = seen_in_pretraining(Path(args.run), store, store.rows("test")) if is_run else None
-    if leakage is not None:
-        say(leakage.get("sentence") or leakage["reason"])
+    leakage = seen_in_pretraining(run_folder(args.run), store, store.rows("test"))
+    say(leakage.get("sentence") or leakage["reason"])
+    extra: dict[str, Any] = {"seen_in_pretraining": leakage}
+    if task is not None:
+        extra["task"] = {"name": task.name, "sha256": task_digest(task)}
     results = evaluate(
         CachedFeatures(_model(args.run, store), store),
         store,
@@ -92,7 +97,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         subgroups=tuple(name.strip() for name in args.subgroups.split(",") if name.strip()),
         finetune=fine_tune_settings(args.finetune),
         dense_size=args.dense_size,
-        extra={} if leakage is None else {"seen_in_pretraining": leakage},
+        extra=extra,
     )
     lines = summary_lines(results)
     if not is_run:
@@ -133,10 +138,37 @@ def _store(args: argparse.Namespace) -> "tuple[Store, TaskFile | None]":
     if args.root is None:
         raise UserError(f"--root: give the folder in which the set of the task {args.task} was unpacked")
     place = args.out.with_name(f"{args.out.name}.store")
+    _claim_task(place, task, args.root)
     if not (place / "store" / "curation.json").is_file():
-        manifest = task_manifest(task, args.root, place / "manifest")
+        manifest = place / "manifest" / "manifest.csv"
+        if not manifest.is_file():
+            task_manifest(task, args.root, place / "manifest")
         curate(manifest, place / "store", crop=task.crop, allow_outside=True)  # type: ignore[arg-type]
     return open_store(place / "store"), task
+
+
+def _claim_task(place: Path, task: "TaskFile", root: Path) -> None:
+    """Make PLACE the store of this task's set, or refuse it: what an earlier call curated there may be another one."""
+    mark = place / "task.json"
+    made_from = {"task": task.name, "sha256": task_digest(task), "root": str(root.resolve())}
+    if mark.is_file() or place.exists():
+        try:
+            before = json.loads(mark.read_text())
+        except (OSError, ValueError):
+            before = None
+        if before != made_from:
+            raise UserError(
+                f"{place}: was made from another task file or --root; remove it, or give another --out, so that the "
+                "set is curated again"
+            )
+        return
+    place.mkdir(parents=True)
+    write_atomically(mark, (json.dumps(made_from, indent=1) + "\n").encode())
+
+
+def task_digest(task: "TaskFile") -> str:
+    """SHA-256 of the task's file."""
+    return hashlib.sha256(task.path.read_bytes()).hexdigest()
 
 
 def fine_tune_settings(given: list[str]) -> "FineTuneSettings | None":

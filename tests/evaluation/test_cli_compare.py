@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from maskedclip.cli_compare import COMPARE_VERBS
 from maskedclip.cli_verb import VerbParser
@@ -130,6 +132,9 @@ def test_compare__refusals(folders: dict[str, Path], tmp_path: Path) -> None:
 class _Stored(ArrayStore):
     crop: ClassVar = {"size": 256, "crop": "fundus"}
 
+    def rows(self, split: str) -> NDArray[np.int64]:
+        return np.flatnonzero(self.splits == split)
+
 
 @pytest.fixture
 def external(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -158,6 +163,7 @@ def test_compare__evaluates_what_is_not_evaluated_yet(
     _run(*command)
     assert "evaluated already" in capsys.readouterr().err
     assert (tmp_path / "out" / "vit_tiny" / "results.json").read_bytes() == first
+    assert "with other labels, splits, --replicates or --seed" in _refused(*command, "--seed", "1")
     (tmp_path / "out" / "vit_tiny").rename(tmp_path / "out" / "other")
     assert "holds an evaluation of another model" in _refused(
         folders["a"], "timm:x=y", "--names", "a,other", "--data", tmp_path, "--out", tmp_path / "out"

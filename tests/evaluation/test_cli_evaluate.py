@@ -1,6 +1,7 @@
 """The verb `evaluate` where it does more than score a run on its store."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,6 +71,15 @@ def test_evaluate__a_task_on_its_folders(place: Path, tmp_path: Path, capsys: py
     assert results["about"]["protocols"] == ["linear", "fewshot"]
     assert results["about"]["rows"] == {"train": 16, "val": 16, "test": 16}
     assert "with 1 of each class" in capsys.readouterr().out
+    assert results["about"]["task"]["name"] == "own"
+
+    # What was curated of another task file or folder is not taken for this one's.
+    shutil.rmtree(tmp_path / "out")
+    run(command(place, tmp_path / "out", *given))
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "own.yaml").write_text(TASK.replace("nominal", "nominal "))
+    with pytest.raises(UserError, match=r"out\.store: was made from another task file or --root; remove it"):
+        run(command(place, tmp_path / "out", *given))
 
 
 def test_evaluate__a_missing_argument_of_a_task_is_named(place: Path, tmp_path: Path) -> None:

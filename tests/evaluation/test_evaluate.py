@@ -39,7 +39,8 @@ def test_evaluate__shape_of_the_results(written: tuple[dict, Path]) -> None:
     for direction in ("image_to_text", "text_to_image"):
         assert set(results["retrieval"][direction]) == {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank"}
     assert set(results["retrieval"]["image_to_text_per_text"]) == {"recall_at_1", "recall_at_5", "recall_at_10"}
-    assert sorted(path.name for path in out.iterdir()) == ["predictions.parquet", "results.json", "retrieval.parquet"]
+    files = ["predictions.parquet", "results.json", "retrieval.parquet", "test.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == files
 
 
 def test_evaluate__a_model_that_sees_the_labels_is_found_out(written: tuple[dict, Path]) -> None:

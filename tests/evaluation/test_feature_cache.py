@@ -1,3 +1,4 @@
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_features__another_model_or_store_has_its_own(store: Store, tmp_path: Pa
         CachedFeatures(entry, where, folder).features(where, np.array([1]))
     assert (model.asked, other.asked) == ([1, 1], [1])
     assert len(list(folder.iterdir())) == 3
+
+
+def test_features__the_same_photographs_prepared_otherwise_have_their_own(store: Store) -> None:
+    model = Counting()
+    before = CachedFeatures(model, store)
+    before.features(store, np.array([1]))
+    place = store.folders[0] / "curation.json"
+    about = json.loads(place.read_text())
+    about["settings"]["size"] = 2 * about["settings"]["size"]
+    place.write_text(json.dumps(about))
+    again = open_store(store.folders[0])
+    assert again.fingerprint == store.fingerprint
+    after = CachedFeatures(model, again)
+    after.features(again, np.array([1]))
+    assert model.asked == [1, 1]
+    assert after.folder != before.folder
 
 
 @pytest.mark.parametrize("damage", [b"", b"no tensors", None])

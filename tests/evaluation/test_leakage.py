@@ -1,12 +1,14 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from maskedclip.data.store import open_store
-from maskedclip.evaluation.leakage import seen_in_pretraining
+from maskedclip.evaluation.leakage import run_folder, same_files, seen_in_pretraining
 from maskedclip.recipe import load_recipe
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.seen import SEEN
@@ -100,6 +102,65 @@ def test_seen_in_pretraining__a_store_without_hashes_is_told_by_ids(run: Path) -
     more = open_store(run.parent / "more")
     assert seen_in_pretraining(run, more, more.rows("train"))["images"]["n"] == len(more.rows("train"))
     assert seen_in_pretraining(run, more, more.rows("test"))["images"]["n"] == 0
+
+
+def test_run_folder__of_a_run_at_another_size_or_its_model_and_of_nothing_else(run: Path, tmp_path: Path) -> None:
+    for spec in (str(run), f"{run}@64", str(run / "model")):
+        assert run_folder(spec) == run
+    for spec in ("timm:vit_tiny_patch16_224", str(tmp_path), f"{tmp_path}@64"):
+        assert run_folder(spec) is None
+    store = open_store(run.parent / "store")
+    assert "not known" in seen_in_pretraining(None, store, store.rows("test"))["reason"]
+
+
+def test_seen_in_pretraining__what_an_encoder_had_seen_before_the_run_counts(run: Path, tmp_path: Path) -> None:
+    store = open_store(run.parent / "store")
+    second = tmp_path / "second"
+    shutil.copytree(run, second)
+    recipe = yaml.safe_load((second / "recipe.yaml").read_text())
+
+    def began_from(weights: Path) -> dict:
+        recipe["model"]["image_weights"] = str(weights)
+        (second / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return seen_in_pretraining(second, store, store.rows("test"))
+
+    stranger = tmp_path / "stranger.safetensors"
+    stranger.write_bytes(b"")
+    found = began_from(stranger)
+    assert found["images"]["n"] == 0
+    assert found["sentence"].endswith("What the weights it began from (stranger.safetensors) had seen is not known.")
+
+    first = tmp_path / "first"
+    (first / "model").mkdir(parents=True)
+    (first / "model" / "weights.safetensors").write_bytes(b"")
+    seen = pq.read_table(run / SEEN)
+    row = int(store.rows("test")[0])
+    columns = {name: [None] for name in seen.column_names}
+    columns |= {"store": [store.fingerprints[0]], "id": [store.ids[row]]}
+    columns["sha256"] = [store.table.column("sha256")[row].as_py()]
+    pq.write_table(pa.Table.from_pydict(columns, schema=seen.schema), first / SEEN)
+    found = began_from(first / "model" / "weights.safetensors")
+    assert found["images"]["first"] == [store.ids[row]]
+    assert "initial_weights" not in found
+
+
+def test_same_files__finds_a_training_image_among_the_test_images(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(run.parent / "store", folder)
+    store = open_store(folder)
+    assert same_files(store) == {"n": 0, "first": []}
+    train, test = int(store.rows("train")[0]), int(store.rows("test")[0])
+    hashes = store.table.column("sha256").to_pylist()
+    hashes[test] = hashes[train]
+    start = 0
+    for shard in sorted(folder.glob("shard-*.parquet")):
+        table = pq.read_table(shard)
+        place = table.column_names.index("sha256")
+        pq.write_table(table.set_column(place, "sha256", pa.array(hashes[start : start + len(table)])), shard)
+        start += len(table)
+    changed = open_store(folder)
+    assert same_files(changed) == {"n": 1, "first": [store.ids[test]]}
+    assert same_files(open_store(run.parent / "more")) is None
 
 
 def test_seen_in_pretraining__an_older_run_says_that_it_cannot_be_checked(run: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_headline__evaluations_that_cannot_be_paired(world: World, tmp_path: Pat
     assert "lost: nowhere has no results.json" in shown
     given = {"trained": world.evaluations["maskedclip"], "other": tmp_path / "other"}
     shown = headline(world.subject(evaluations=given))
-    assert "1 test rows are in one only; evaluate both models on the same store" in shown
+    assert "the known test rows or their truths differ; evaluate both on the same store" in shown
     assert "made on another store" not in shown
     assert "made with other weights" not in shown
 
@@ -187,6 +187,8 @@ def test_write_report__figures_are_those_of_results_json(world: World, whole: Pa
             assert numbers(results["retrieval"][direction][metric]) in tables
     for entry in results["linear"]["encoder"]["per_label"].values():
         assert numbers(entry.get("sensitivity_at_90_specificity")) in tables
+    used = results["about"]["rows_used"]
+    assert f"learnt on {used['train']:,} training images with labels" in tables
     for name in ("brier", "calibration_error"):
         assert numbers(results["linear"]["encoder"]["macro"][name]) in tables
     calibrated = results["zero_shot"]["calibrated"]

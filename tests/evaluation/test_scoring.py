@@ -179,6 +179,37 @@ def test_label_metrics__few_patients_and_perfect_scores_have_wide_intervals() ->
         assert 0.1 < found[name].low < 0.6
 
 
+def test_label_metrics__of_several_classes_at_their_bound_have_intervals_too() -> None:
+    grade = np.repeat(np.arange(3), 4)
+    task = Task(name="g", kind="ordinal", classes=(0, 1, 2), truth=grade)
+    answer = Prediction(scores=np.eye(3)[grade] * 0.8 + 0.05, predicted=grade, probabilities=True)
+    weights = cluster_weights([str(row) for row in range(12)], replicates=100)
+    found = {name: part.estimate() for name, part in label_metrics(task, answer, weights).items()}
+    for name in ("accuracy", "quadratic_kappa"):
+        assert found[name].value == found[name].high == 1
+        assert found[name].low < 0.8
+
+
+def test_label_metrics__one_patient_has_no_interval() -> None:
+    a = np.array([0, 1, 0, 1, 1])
+    answer = Prediction(scores=np.array([0.1, 0.3, 0.5, 0.4, 0.9]), predicted=a)
+    weights = cluster_weights(["same"] * 5, replicates=50)
+    found = label_metrics(_binary("a", a), answer, weights)["auroc"].estimate()
+    assert found.value == pytest.approx(2 / 3)
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_score_labels__a_mean_over_some_of_the_classes_says_so() -> None:
+    truth = np.array([0, 1] * (M // 2))  # no test row of the third class
+    task = Task(name="g", kind="nominal", classes=("a", "b", "c"), truth=truth)
+    scores = GENERATOR.dirichlet(np.ones(3), M)
+    answer = Prediction(scores=scores, predicted=scores.argmax(axis=1))
+    scored = score_labels({"g": task}, {"g": answer}, WEIGHTS)
+    for metric in ("auroc", "auprc"):
+        assert scored["per_label"]["g"][metric]["note"] == "mean of 2 of 3 classes; undefined: c"
+        assert scored["macro"][metric]["note"] == "mean of 1 labels; of some of their classes only: g"
+
+
 def test_auroc_distribution__is_that_of_label_metrics() -> None:
     grade, a = GENERATOR.integers(-1, 3, M), GENERATOR.integers(-1, 2, M)
     tasks = {"a": _binary("a", a), "g": Task(name="g", kind="ordinal", classes=(0, 1, 2), truth=grade)}

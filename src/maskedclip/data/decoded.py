@@ -6,6 +6,7 @@ width.  All workers and ranks share the page cache's one copy.
 
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +160,7 @@ def _fits(shards: list[_Shard], size: int, to_be_written: bool) -> bool:
 def _write(store: Store, shard: _Shard, threads: ThreadPoolExecutor) -> Iterator[int]:
     """Write the pixels of a shard; yields how many images were done.  A file has its name only when it is whole."""
     shard.file.parent.mkdir(parents=True, exist_ok=True)
-    partial = shard.file.with_suffix(f".{os.getpid()}.partial")
+    partial = shard.file.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             for start in range(shard.start, shard.stop, _CHUNK):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import threading
+import uuid
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -59,13 +60,18 @@ class Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with any row of any of the stores."""
+        """Changes with any source picture of any of the stores, or their order; see also `prepared`."""
         return hashlib.sha256("".join(entry["fingerprint"] for entry in self.curation).encode()).hexdigest()[:16]
 
     @property
     def fingerprints(self) -> list[str]:
         """One for each of the stores, in their order."""
         return [entry["fingerprint"][:16] for entry in self.curation]
+
+    @cached_property
+    def prepared(self) -> str:
+        """Changes with any row of any of the stores, and with how its pictures were prepared; not with labels."""
+        return hashlib.sha256("".join(map(_prepared, self.curation)).encode()).hexdigest()[:16]
 
     @cached_property
     def ids(self) -> list[str]:
@@ -248,9 +254,15 @@ def _metadata(folder: Path) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
+def _prepared(curation: dict[str, Any]) -> str:
+    """Of one store: its rows and the settings that made its pictures of the sources."""
+    words = json.dumps([curation["fingerprint"], curation["settings"]], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
 def cache_folder(folder: Path) -> Path:
-    """A writable folder for Arrow copies, named by the store's fingerprint, so that a changed store gets a new one."""
-    fingerprint = json.loads((folder / "curation.json").read_text())["fingerprint"][:16]
+    """A writable folder for copies of the pictures and what is computed of them, another one where they are others."""
+    fingerprint = _prepared(json.loads((folder / "curation.json").read_text()))
     inside = folder / ".cache" / fingerprint
     if inside.is_dir() or os.access(folder, os.W_OK):
         return inside
@@ -276,9 +288,8 @@ def _write_arrow(shard: Path, path: Path) -> None:
     column = pq.read_table(shard, columns=["image"]).column("image").combine_chunks()
     images = column.field("bytes").cast(pa.large_binary())
     batch = pa.record_batch([images], names=["bytes"])
-    partial = path.with_suffix(
-        f".{os.getpid()}.partial"
-    )  # two ranks may write at once: the last rename wins, bits equal
+    # Ranks of several nodes may write at once, with one process id: the last rename wins, bits equal.
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     partial.replace(path)

@@ -17,7 +17,7 @@ from maskedclip.evaluation.compare_read import read_results
 from maskedclip.evaluation.evaluate import DEFAULT, evaluate
 from maskedclip.evaluation.evaluated_rows import labels_fingerprint
 from maskedclip.evaluation.feature_cache import CachedFeatures
-from maskedclip.evaluation.leakage import seen_in_pretraining
+from maskedclip.evaluation.leakage import run_folder, seen_in_pretraining
 
 _MARKS = ("model", "*config.json", "*.safetensors")  # what the folder of a model holds, one of them at least
 
@@ -151,13 +151,16 @@ def _evaluate(given: str, store: Store, target: Path, protocols: Sequence[str], 
         say(f"{given}: evaluated already, in {target}")
         return
     say(f"{given}: evaluating into {target}")
-    extra = {}
-    if (Path(given).expanduser() / "recipe.yaml").is_file():
-        seen = seen_in_pretraining(Path(given).expanduser(), store, store.rows("test"))
-        say(seen.get("sentence") or seen["reason"])
-        extra = {"seen_in_pretraining": seen}
+    seen = seen_in_pretraining(run_folder(given), store, store.rows("test"))
+    say(seen.get("sentence") or seen["reason"])
     evaluate(
-        CachedFeatures(model, store), store, target, protocols=protocols, replicates=replicates, seed=seed, extra=extra
+        CachedFeatures(model, store),
+        store,
+        target,
+        protocols=protocols,
+        replicates=replicates,
+        seed=seed,
+        extra={"seen_in_pretraining": seen},
     )
 
 

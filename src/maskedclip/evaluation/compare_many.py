@@ -29,11 +29,17 @@ from maskedclip.evaluation.retrieval import (
     PER_TEXT,
     RECALL_AT,
     distinct,
-    drawn_together,
     recall_per_text,
 )
 from maskedclip.evaluation.scoring import macro_distribution
-from maskedclip.evaluation.statistics import Distribution, check_seed, class_supports, cluster_weights, with_point
+from maskedclip.evaluation.statistics import (
+    Distribution,
+    check_seed,
+    class_supports,
+    cluster_weights,
+    drawn_together,
+    with_point,
+)
 
 DENSE = "dense"
 METRICS = {"auroc": metrics.auroc, "auprc": metrics.average_precision}

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import maskedclip
+from maskedclip.console import say
 from maskedclip.data.masks import mask_names
 from maskedclip.data.prompts import NORMAL, Overrides
 from maskedclip.data.store import Store
@@ -35,6 +36,7 @@ from maskedclip.evaluation.dense_table import DENSE_TABLE
 from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnKey, DrawnMeans, draws_table
 from maskedclip.evaluation.evaluated_rows import TEST_TABLE, labels_fingerprint, rows_table
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
+from maskedclip.evaluation.leakage import same_files
 from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, repeated_section, retrieval_section, scored
 from maskedclip.evaluation.statistics import Distribution, check_seed, cluster_codes, cluster_weights
 from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
@@ -92,6 +94,12 @@ def evaluate(
     """
     _check_request(store, out, protocols, replicates, seed)
     check_patients(store)
+    files = same_files(store)
+    if files and files["n"]:
+        say(
+            f"warning: {files['n']:,} test images are training or validation images too (the same file, such as "
+            f"{files['first'][0]}); `maskedclip audit` lists them, and figures on them are too good"
+        )
     test = np.flatnonzero(store.splits == "test")
     columns = subgroup_columns(store.table, subgroups, test) if subgroups else {}  # type: ignore[union-attr]
     tasks, refused = read_tasks(store.labels)
@@ -133,7 +141,7 @@ def evaluate(
         answered += parts[1]
     if columns:
         results["subgroups"] = _subgroups(case, columns, answered)
-    results["about"] = _about(case, protocols) | dict(extra or {})
+    results["about"] = _about(case, protocols) | {"same_files": files} | dict(extra or {})
     tables = [table for part in answered for table in prediction_tables(case, part)]
     kept = DrawnMeans(
         means=drawn, bootstrap=(replicates, seed), rows=len(patients), patients=results["about"]["test_patients"]
@@ -157,7 +165,8 @@ def check_patients(store: AnyStore) -> None:
     if both:
         raise UserError(
             f"store: {len(both)} patients are in the test split and in another one ({', '.join(map(str, both[:3]))}"
-            f"{', ...' if len(both) > 3 else ''}); give all images of a patient one split, and curate again"
+            f"{', ...' if len(both) > 3 else ''}); give all images of a patient one split, and curate again (people of "
+            "several stores are told apart by their names alone: give them different ones)"
         )
 
 

@@ -5,7 +5,7 @@ A file of safetensors a model and store: the row numbers that are in it (n,), an
 """
 
 import hashlib
-import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class CachedFeatures:
         return _kept(self._file("tokens", f" {size}"), rows, compute, most=MOST_BYTES)
 
     def _file(self, kind: str, more: str) -> Path:
-        words = f"{VERSION} {self.model.fingerprint} {self.store.fingerprint}{more}"
+        words = f"{VERSION} {self.model.fingerprint} {self.store.prepared}{more}"
         return self.folder / f"{kind}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.safetensors"
 
     def _extract(self, rows: NDArray[np.int64]) -> dict[str, NDArray]:
@@ -123,7 +123,7 @@ def _read(file: Path) -> dict[str, NDArray]:
 
 def _write(file: Path, tables: Tables) -> None:
     """Replace the file at once; of two processes the last one stays, and loses nothing but the other's work."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial = file.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(values) for name, values in tables.items()}, partial)

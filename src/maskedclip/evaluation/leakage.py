@@ -3,6 +3,7 @@
 m test rows, s rows that were trained on.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from maskedclip.data.audit.bands import HashIndex
 from maskedclip.data.store import Store
+from maskedclip.evaluation.case import AnyStore
+from maskedclip.training.rundir import RunDirectory
 from maskedclip.training.seen import SEEN
 
 # Bits of 64 in which the perceptual hashes of near-duplicates differ at most.  Measured: of 5.6 million pairs of an
@@ -22,14 +25,27 @@ NEAR = 2
 _LISTED = 5
 
 
-def seen_in_pretraining(run: Path, store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Which of the test rows (m,) of `store` the run was trained on.
+def run_folder(spec: str) -> Path | None:
+    """The run directory that a model is of: `RUN`, `RUN@SIZE`, or a run's model folder; None for other models."""
+    path = Path(spec).expanduser()
+    if not path.exists():
+        path = Path(re.sub(r"@\d+$", "", spec)).expanduser()
+    return next((place for place in (path, path.parent) if path.is_dir() and (place / "recipe.yaml").is_file()), None)
+
+
+def seen_in_pretraining(run: Path | None, store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Which of the test rows (m,) of `store` the run was trained on; None is a model of another project.
 
     Returns: {"checked": False, "reason"}; or {"checked": True, "images", "near_duplicates", "patients": {"n", "of",
         "first", "compared"}, "sentence"}, all for JSON.  `compared` is how many of the rows could be compared: files by
         their hash, or by id in a store that was trained on; patients only in such a store, since two hospitals may both
         have a patient "17", and a store that was curated again is another one.
     """
+    if run is None:
+        return {
+            "checked": False,
+            "reason": "what this model was trained on is not known, so leakage cannot be checked",
+        }
     path = run / SEEN
     first_stage = run / "first_stage" / SEEN
     if not path.is_file():
@@ -37,12 +53,17 @@ def seen_in_pretraining(run: Path, store: Store, rows: NDArray[np.int64]) -> dic
             "checked": False,
             "reason": f"the run has no {SEEN} (made by an earlier version), so it cannot be checked",
         }
-    seen = pa.concat_tables([pq.read_table(entry) for entry in (path, first_stage) if entry.is_file()])
+    initial = RunDirectory(run).read_recipe().model.image_weights
+    # An encoder may come from another run's model folder, whose images it has seen too.
+    started = Path(initial).parent.parent / SEEN if initial and Path(initial).is_file() else None
+    known = [entry for entry in (path, first_stage, started) if entry is not None and entry.is_file()]
+    seen = pa.concat_tables([pq.read_table(entry) for entry in known])
     table = store.table.take(pa.array(rows))
     ids = [store.ids[row] for row in rows.tolist()]
     owners = np.repeat(np.asarray(store.fingerprints, object), store.sizes)[rows]
     same_store = np.isin(owners, list(set(seen.column("store").to_pylist())))
-    files, by_hash = _same(table, seen, "sha256"), np.ones(len(rows), bool)
+    files = _same(table, seen, "sha256")
+    by_hash = np.ones(len(rows), bool) if files is None else table.column("sha256").is_valid().to_numpy()
     if files is None:  # a store without hashes: ids tell, in the same store
         files, by_hash = _same_ids(store, rows, seen), same_store
     near, hashed = _near(table, seen)
@@ -53,7 +74,23 @@ def seen_in_pretraining(run: Path, store: Store, rows: NDArray[np.int64]) -> dic
         first = [ids[k] for k in np.flatnonzero(hits)[:_LISTED]]
         found[name] = {"n": int(hits.sum()), "of": len(rows), "first": first, "compared": int(compared.sum())}
     found["sentence"] = _sentence(found)
+    if initial and started not in known:
+        found["initial_weights"] = Path(initial).name
+        found["sentence"] += f" What the weights it began from ({Path(initial).name}) had seen is not known."
     return found
+
+
+def same_files(store: AnyStore) -> dict[str, Any] | None:
+    """Test images whose very file is also a training or validation image; None where the store keeps no hashes.
+
+    Returns: {"n", "first"}, ids of the first.
+    """
+    if not isinstance(store, Store) or "sha256" not in store.table.column_names:
+        return None
+    hashes = np.asarray(store.table.column("sha256").to_pylist(), object)
+    learnt = set(hashes[np.isin(store.splits, ("train", "val"))]) - {None}
+    twice = [row for row in np.flatnonzero(store.splits == "test") if hashes[row] in learnt]
+    return {"n": len(twice), "first": [store.ids[row] for row in twice[:_LISTED]]}
 
 
 def _same(table: pa.Table, seen: pa.Table, column: str) -> NDArray[np.bool_] | None:

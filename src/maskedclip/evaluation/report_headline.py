@@ -22,6 +22,10 @@ def headline(subject: Subject) -> str:
     if leakage is not None:
         said = leakage.get("sentence") or leakage.get("reason", "")
         parts.append(paragraph(said, "warning" if said.startswith("Leakage") else "note"))
+    files = main.about.get("same_files")
+    if files and files["n"]:
+        said = f"{files['n']:,} test images are training or validation images of the labels too (the same file)."
+        parts.append(paragraph(said, "warning"))
     parts.append(grid(_cards(main), "cards"))
     keys = measured_keys((main, *subject.others))
     if keys:

@@ -180,9 +180,11 @@ def _main_part(subject: Subject) -> tuple[str, str, Mapping[str, Any]]:
 
 def _probability_part(subject: Subject) -> tuple[str, str]:
     for protocol, feature in _MAIN[:2]:
-        if subject.main.section(protocol, feature) is not None:
+        part = subject.main.section(protocol, feature)
+        # Scores that are no probabilities, as of a network trained with smoothed labels, have no such metric.
+        if part is not None and any("calibration_error" in entry for entry in part["per_label"].values()):
             return protocol, feature
-    raise LeftOut("no protocol with probabilities was evaluated (linear, finetune)")
+    raise LeftOut("no protocol with probabilities was evaluated (linear)")
 
 
 def _band(auroc: Mapping[str, Any]) -> str:

@@ -161,7 +161,7 @@ class Subject:
             try:
                 replicates = int(self.main.about.get("replicates", 1000))
                 found[other.name] = compare_results(
-                    self.main.folder, other.folder, replicates=replicates, seed=self.seed
+                    self.main.folder, other.folder, replicates=replicates, seed=int(self.main.about.get("seed", 0))
                 )
             except UserError as error:
                 found[other.name] = str(error)

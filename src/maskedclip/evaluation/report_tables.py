@@ -40,6 +40,7 @@ def tables(subject: Subject) -> str:
 def _counts(main: Evaluation, unit: str) -> str:
     about = main.about
     rows = about.get("rows", {})
+    learnt = about.get("rows_used", {})
     labels = about.get("labels", {})
     listed = [
         [
@@ -51,9 +52,10 @@ def _counts(main: Evaluation, unit: str) -> str:
     ]
     left_out = [f"{label_name(name)} {why}" for name, why in about.get("labels_left_out", {}).items()]
     sentence = (
-        f"{rows.get('test', 0):,} test {unit} of {about.get('test_patients', 0):,} patients; learnt on "
-        f"{rows.get('train', 0):,} training {unit}, settings chosen on {rows.get('val', 0):,} validation {unit}. "
-        f"Intervals: 95 %, {about.get('replicates', 0):,} bootstrap replicates that resample whole patients."
+        f"{rows.get('test', 0):,} test {unit} of {about.get('test_patients', 0):,} patients"
+        + (f"; learnt on {learnt['train']:,} training {unit} with labels" if learnt.get("train") else "")
+        + (f"; settings chosen on {learnt['val']:,} validation {unit} with labels" if learnt.get("val") else "")
+        + f". Intervals: 95 %, {about.get('replicates', 0):,} bootstrap replicates that resample whole patients."
     )
     table = Table(
         caption=f"Labels and their test {unit}", columns=("label", "kind", f"test {unit} by value"), rows=listed

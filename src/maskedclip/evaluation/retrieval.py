@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from maskedclip.evaluation.intervals import SHARE
-from maskedclip.evaluation.statistics import Distribution, cluster_weights, weighted_median, with_point
+from maskedclip.evaluation.statistics import Distribution, cluster_weights, drawn_together, weighted_median, with_point
 
 RECALL_AT = (1, 5, 10)
 IMAGE_TO_TEXT, PER_TEXT, TEXT_TO_IMAGE = "image_to_text", "image_to_text_per_text", "text_to_image"
@@ -85,11 +85,6 @@ def retrieval_figures(
         },
         TEXT_TO_IMAGE: _figures(of_texts, by_text, counts, images, texts),
     }
-
-
-def drawn_together(weights: NDArray) -> int:
-    """How many patients there are among rows with weights (R, n): the rows of one are drawn together."""
-    return len({column.tobytes() for column in weights.T})
 
 
 def recall_per_text(ranks: NDArray[np.int64], own: NDArray[np.int64], k: int, weights: NDArray) -> Distribution:

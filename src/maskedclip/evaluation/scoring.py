@@ -1,6 +1,7 @@
 """From predictions to figures: each label's metrics and their mean over the labels, with intervals."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from maskedclip.evaluation.statistics import (
     Distribution,
     Estimate,
     class_supports,
+    drawn_together,
     joint_support,
     undefined,
     with_point,
@@ -41,7 +43,7 @@ def label_metrics(task: Task, prediction: Prediction, weights: NDArray) -> dict[
         return dict.fromkeys(_names(task, prediction), missing)
     rows = with_point(weights[:, known])
     truth, scores, predicted = task.truth[known], prediction.scores[known], prediction.predicted[known]
-    supports = class_supports(truth, len(task.classes), rows)
+    supports, patients = class_supports(truth, len(task.classes), rows), drawn_together(rows)
     table = metrics.confusion(truth, predicted, len(task.classes), rows)
     found = {
         "auroc": _ranking(metrics.auroc, task, truth, scores, rows, supports),
@@ -55,12 +57,13 @@ def label_metrics(task: Task, prediction: Prediction, weights: NDArray) -> dict[
     else:
         likeliest = np.argmax(np.nan_to_num(scores, nan=-np.inf), axis=1)
         table = metrics.confusion(truth, likeliest, len(task.classes), rows)
-        found["accuracy"] = Distribution.from_rows(metrics.accuracy(table), count, bounds=SHARE)
+        found["accuracy"] = Distribution.from_rows(metrics.accuracy(table), count, bounds=SHARE, support=patients)
     if task.kind == "ordinal":
         kappa = metrics.quadratic_kappa(table, np.array(task.classes, dtype=np.float64))
-        found["quadratic_kappa"] = Distribution.from_rows(kappa, count)
+        found["quadratic_kappa"] = Distribution.from_rows(kappa, count, bounds=(-1.0, 1.0), support=patients)
     if prediction.probabilities:
-        found["brier"] = Distribution.from_rows(metrics.brier(truth, scores, rows), count, bounds=SHARE)
+        brier = metrics.brier(truth, scores, rows)
+        found["brier"] = Distribution.from_rows(brier, count, bounds=SHARE, support=patients)
         found["calibration_error"] = calibration_distribution(truth, scores, rows)
     return found
 
@@ -87,7 +90,9 @@ def macro_estimate(parts: Mapping[str, Distribution | None], n: int) -> Estimate
         return undefined(n, "no label is defined")
     defined = len(parts) - len(missing)
     note = f"mean of {defined} labels" if not missing else f"mean of {defined} of {len(parts)} labels"
-    return mean.estimate(note + (f"; undefined: {', '.join(missing)}" if missing else ""))
+    note += f"; undefined: {', '.join(missing)}" if missing else ""
+    partly = [name for name, part in parts.items() if part is not None and part.note and name not in missing]
+    return mean.estimate(note + (f"; of some of their classes only: {', '.join(partly)}" if partly else ""))
 
 
 def macro_distribution(parts: Mapping[str, Distribution | None], n: int) -> tuple[Distribution | None, list[str]]:
@@ -139,14 +144,19 @@ def _ranking(
     """A binary metric, or its mean over the classes that have scores, each against the rest; see `one_vs_rest`."""
     if task.kind == "binary":
         return Distribution.from_rows(metric(truth, scores, rows), len(truth), bounds=SHARE, support=min(supports))
-    parts = [
-        Distribution.from_rows(metric(truth == k, scores[:, k], rows), len(truth), bounds=SHARE, support=supports[k])
-        for k in range(len(task.classes))
+    parts = {
+        value: Distribution.from_rows(
+            metric(truth == k, scores[:, k], rows), len(truth), bounds=SHARE, support=supports[k]
+        )
+        for k, value in enumerate(task.classes)
         if not np.isnan(scores[:, k]).any()
-    ]
-    defined = [part for part in parts if not np.isnan(part.value)]
+    }
+    defined = {value: part for value, part in parts.items() if not np.isnan(part.value)}
     if defined:
-        return _mean(defined, len(truth))
+        lacking = [str(value) for value in task.classes if value not in defined]
+        mean = _mean(list(defined.values()), len(truth))
+        note = f"mean of {len(defined)} of {len(task.classes)} classes; undefined: {', '.join(lacking)}"
+        return replace(mean, note=note) if lacking else mean
     return Distribution(value=np.nan, replicates=np.full(rows.shape[0] - 1, np.nan), n=len(truth))
 
 

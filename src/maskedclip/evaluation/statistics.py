@@ -51,7 +51,7 @@ class Distribution:
     bounds: the least and the greatest value that the metric can take, such as SHARE; None: the interval is that of the
     percentiles.  support: how many patients the value rests on, see `class_supports`; inf: as many as make no
     difference.  minuend and subtrahend: of a difference, what it is the difference of.  reason: why the value is
-    undefined, where that is not a missing class.
+    undefined, where that is not a missing class.  note: what a reader of a defined value must know.
     """
 
     value: float
@@ -62,6 +62,7 @@ class Distribution:
     minuend: "Distribution | None" = None
     subtrahend: "Distribution | None" = None
     reason: str = ""
+    note: str = ""
 
     @classmethod
     def from_rows(
@@ -82,11 +83,12 @@ class Distribution:
         """
         if np.isnan(self.value):
             return undefined(self.n, self.reason or ("one class only" if self.n else "no row with a known value"))
+        note = "; ".join(filter(None, [note, self.note]))
         defined = self.replicates[~np.isnan(self.replicates)]
         missing = 1 - len(defined) / max(len(self.replicates), 1)
         if missing > UNDEFINED_SHARE:
             note = "; ".join(filter(None, [note, f"{missing:.0%} of the replicates lack a class and are left out"]))
-        if len(defined) < 2:
+        if len(defined) < 2 or (self.support < 2 and not np.ptp(defined)):
             return Estimate(value=self.value, low=np.nan, high=np.nan, n=self.n, note=note)
         low, high = self._interval(defined)
         return Estimate(value=self.value, low=low, high=high, n=self.n, note=note)
@@ -119,6 +121,11 @@ def class_supports(truth: NDArray[np.int64], classes: int, weights: NDArray) -> 
     codes = np.array([known.setdefault(column.tobytes(), len(known)) for column in weights.T], dtype=np.int64)
     sides = [[codes[truth == k], codes[truth != k]] for k in range(classes)]
     return [float(min(len(np.unique(side)) for side in pair)) for pair in sides]
+
+
+def drawn_together(weights: NDArray) -> int:
+    """How many patients there are among rows with weights (R, n): the rows of one are drawn together."""
+    return len({column.tobytes() for column in weights.T})
 
 
 def joint_support(parts: Sequence[Distribution]) -> float:
