@@ -15,6 +15,7 @@ from maskedclip.cli_verb import VerbParser
 from maskedclip.errors import UserError
 from maskedclip.evaluation import compare_inputs
 from maskedclip.evaluation.compare_inputs import find_reference, group_names, names_of
+from maskedclip.evaluation.evaluate import evaluate
 from tests.evaluation.compare_case import MODEL, STORE, blurred, evaluated, rewritten
 from tests.evaluation.stand_ins import ArrayModel, ArrayStore, changed
 
@@ -206,3 +207,14 @@ def test_group_names__and_the_reference_by_name_seed_or_path(tmp_path: Path) -> 
         ("z", "clip"),
     ):
         assert find_reference(wanted, given, names, list(groups)) == expected
+
+
+def test_compare__settings_that_differ_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = {"glaucoma": ["glaucoma"]}
+    for name, given in (("a", None), ("b", prompts), ("c", None)):
+        evaluate(MODEL, STORE, tmp_path / name, protocols=("linear", "zero_shot"), replicates=20, prompts=given)
+    _run(tmp_path / "a", tmp_path / "b", tmp_path / "c", "--replicates", "20", "--json", tmp_path / "out.json")
+    assert "Not made alike: prompts: a, c default; b" in " ".join(capsys.readouterr().out.split())
+    assert len(json.loads((tmp_path / "out.json").read_text())["unlike"]) == 1
+    _run(tmp_path / "a", tmp_path / "c", "--replicates", "20")
+    assert "Not made alike" not in capsys.readouterr().out

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from maskedclip.data.store import open_store
 from maskedclip.data.transforms import normalise
@@ -231,6 +232,21 @@ def test_training_facts__tell_what_was_trained_on_what(world: World, whole: Page
     for shown in (environment["data"]["fingerprint"], environment["platform"], "steps4", "L_clip + L_mim + L_mkd"):
         assert shown in facts
     assert str(world.folder) not in facts.replace(environment["command"], "")
+
+
+def test_training_facts__tell_which_step_validation_chose(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world.runs["maskedclip"], run)
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert config["step"] == 4  # the last one, as nothing chose another
+    assert "step of the model's weights" not in Page(write_report(tmp_path / "a.html", run, None)).text_of["training"]
+    (run / "model" / "config.json").write_text(json.dumps(config | {"step": 2}))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["training"]["best_metric"] = "probe_auroc"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    told = Page(write_report(tmp_path / "b.html", run, None)).text_of["training"]
+    assert "step of the model's weights" in told
+    assert "2, the best by probe_auroc on validation rows" in told
 
 
 def test_training_facts__warn_of_a_store_that_was_not_trained_on(world: World, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from maskedclip.evaluation.compare_read import (
     read_predictions,
     read_results,
 )
+from maskedclip.evaluation.compare_settings import unlike_settings
 from maskedclip.evaluation.delong import delong_difference
 from maskedclip.evaluation.holm import holm
 from maskedclip.evaluation.report_names import DIRECTIONS, label_name, row_name
@@ -54,6 +55,7 @@ class Comparison:
         tests: by model (but the reference) and key of a label; of several seeds there are none.
         chance: recall of a random order, by key; fixed_order: of the order by frequency, the same for all images.
         missing: a line for everything that some models have and others lack.
+        unlike: a line for every setting of a protocol that was not the same for all.
         store, replicates, seed: of the comparison.
     """
 
@@ -65,6 +67,7 @@ class Comparison:
     chance: Mapping[Key, float]
     fixed_order: Mapping[Key, float]
     missing: Sequence[str]
+    unlike: Sequence[str]
     store: str
     replicates: int
     seed: int
@@ -126,6 +129,7 @@ class Comparison:
                 for name, tests in self.tests.items()
             },
             "missing": list(self.missing),
+            "unlike": list(self.unlike),
         }
 
     def _merged(self, part: str) -> dict[str, dict]:
@@ -200,6 +204,7 @@ def compare_models(
         chance=_levels(results, "chance"),
         fixed_order=_levels(results, "fixed_order"),
         missing=_missing(has, results),
+        unlike=unlike_settings(results),
         store=next(iter(results.values()))[0]["about"]["store"],
         replicates=replicates,
         seed=seed,
@@ -257,7 +262,7 @@ def _entries(results: dict[str, Any]) -> dict[Key, dict[str, Estimate]]:
     """The estimates of a results.json by key and metric."""
     found: dict[Key, dict[str, Estimate]] = {}
     for protocol, section in results.items():
-        if protocol == "about" or not isinstance(section, dict) or "skipped" in section:
+        if protocol in ("about", "subgroups") or not isinstance(section, dict) or "skipped" in section:
             continue
         if protocol == RETRIEVAL:
             for direction, figures in section.items():

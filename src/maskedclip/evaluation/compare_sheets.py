@@ -91,6 +91,7 @@ def _means(comparison: Comparison, sections: Sequence[Section]) -> Sheet:
     notes = [*_rows_note(comparison), _difference_note(comparison), _bold_note()]
     notes += [f"{NOTHING}: no paired difference, as one of the two lacks the scores."] if unpaired else []
     notes += [f"Missing: {line}." for line in comparison.missing]
+    notes += [f"Not made alike: {line}." for line in comparison.unlike]
     return Sheet(
         name="means", caption="Means over the labels, on the test split", columns=columns, sections=layout, notes=notes
     )

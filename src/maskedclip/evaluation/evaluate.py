@@ -68,12 +68,12 @@ def evaluate(
     """Evaluate `model` on the test split of `store`; write and return the results.
 
     `out/results.json`: by protocol, and for most by feature, {"macro", "per_label"} of {"value", "low", "high", "n"}
-    (and "note"), the settings that validation chose, and "about" (fingerprints, rows, labels, replicates, seed); a
-    protocol that can't be had is {"skipped": why}.  `out/predictions.parquet`: a row per test row, label (and class),
-    protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks; `out/draws.parquet`: the
-    replicates of k-shot and label efficiency; `out/dense.parquet`: the figures of each image of the dense probe, and
-    `out/dense.png` some of its maps; `out/test.parquet`: all test rows.  Nothing in them depends on time or machine,
-    but for the seconds that fine-tuning took.
+    (and "note"), the settings that validation chose, and "about" (fingerprints, rows, labels, replicates, seed,
+    settings); a protocol that can't be had is {"skipped": why}.  `out/predictions.parquet`: a row per test row, label
+    (and class), protocol and feature, for paired comparison; `out/retrieval.parquet`: the ranks; `out/draws.parquet`:
+    the replicates of k-shot and label efficiency; `out/dense.parquet`: the figures of each image of the dense probe,
+    and `out/dense.png` some of its maps; `out/test.parquet`: all test rows.  Nothing in them depends on time or
+    machine, but for the seconds that fine-tuning took.
 
     Args:
         model: to be evaluated; "finetune" and "lora" need one of `maskedclip.load` or `open_model`.
@@ -141,7 +141,9 @@ def evaluate(
         answered += parts[1]
     if columns:
         results["subgroups"] = _subgroups(case, columns, answered)
-    results["about"] = _about(case, protocols) | {"same_files": files} | dict(extra or {})
+    given = {"prompts": prompts, "finetune": finetune and vars(finetune), "dense_size": dense_size}
+    about = _about(case, protocols) | {"settings": _settings(given, protocols), "same_files": files}
+    results["about"] = about | dict(extra or {})
     tables = [table for part in answered for table in prediction_tables(case, part)]
     kept = DrawnMeans(
         means=drawn, bootstrap=(replicates, seed), rows=len(patients), patients=results["about"]["test_patients"]
@@ -270,6 +272,13 @@ def _about(case: Case, protocols: Sequence[str]) -> dict:
         "replicates": case.weights.shape[0],
         "seed": case.seed,
     }
+
+
+def _settings(given: Mapping[str, Any], protocols: Sequence[str]) -> dict[str, Any]:
+    """What was given to the protocols that read it, as JSON; null is the default."""
+    readers = {"prompts": ("zero_shot",), "finetune": TRAINED, "dense_size": ("dense",)}
+    own = {name: value for name, value in given.items() if set(readers[name]) & set(protocols)}
+    return json.loads(json.dumps(own))
 
 
 def _class_counts(task: Task) -> dict[str, int]:

@@ -192,6 +192,18 @@ def _method(recipe: Recipe) -> list[tuple[str, str]]:
     return entries
 
 
+def _chosen_step(subject: Subject) -> list[tuple[str, str]]:
+    """Whose step the model's weights are, where a validation figure chose it."""
+    metric = subject.recipe.training.best_metric
+    try:
+        step = json.loads((subject.run.model / "config.json").read_text()).get("step")
+    except (OSError, ValueError, AttributeError):
+        step = None
+    if metric is None or step is None:
+        return []
+    return [("step of the model's weights", f"{step:,}, the best by {metric} on validation rows")]
+
+
 def _training(subject: Subject, recorded: Mapping[str, Any]) -> list[tuple[str, str]]:
     training, progress = subject.recipe.training, _progress(subject.run)
     done, wanted = steps_done(subject.run), training.steps
@@ -200,6 +212,7 @@ def _training(subject: Subject, recorded: Mapping[str, Any]) -> list[tuple[str, 
     seconds, ranks = progress.get("seconds"), recorded.get("world_size", 1)
     entries = [
         ("steps", f"{done:,}" if done == wanted else f"{done:,} of {wanted:,}"),
+        *_chosen_step(subject),
         ("time", minutes(seconds) if seconds else ("none" if done == 0 else _UNKNOWN)),
         ("device", str(recorded.get("device", _UNKNOWN)) + (f", {ranks} processes" if ranks != 1 else "")),
         ("precision", training.precision),

@@ -41,22 +41,29 @@ def save_model(
     tokenizer: TextTokenizer | None,
     preprocessing: Preprocessing,
     decoders: Mapping[str, Tensor],
+    step: int | None = None,
 ) -> None:
     """Write a model folder, replacing an earlier one only when the new one is complete.
+
+    step: optimizer steps of its weights, for a reader of config.json; None where it has no training of its own.
 
     Raises:
         UserError: it cannot be written, e.g. for want of space; an earlier one is left as it was.
     """
     partial = folder.with_name(folder.name + ".partial")
     try:
-        _write(partial, model, tokenizer, preprocessing, decoders)
+        _write(partial, model, tokenizer, preprocessing, decoders, step)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"{folder}: the model cannot be written ({error}); free some space, then --resume true"
         ) from None
-    shutil.rmtree(folder, ignore_errors=True)
+    earlier = folder.with_name(folder.name + ".earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        folder.rename(earlier)  # removing it first would take as long as it is large, and a kill then leaves neither
     partial.rename(folder)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _write(
@@ -65,6 +72,7 @@ def _write(
     tokenizer: TextTokenizer | None,
     preprocessing: Preprocessing,
     decoders: Mapping[str, Tensor],
+    step: int | None,
 ) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -76,6 +84,7 @@ def _write(
         tokenizer.save(partial)
     (partial / "preprocessing.json").write_text(json.dumps(asdict(preprocessing), indent=2) + "\n")
     config = {"format": FORMAT, "fingerprint": _fingerprint(partial), "model": model.config.to_dict()}
+    config |= {} if step is None else {"step": step}
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
