@@ -62,6 +62,40 @@ def test_evaluate__subgroups_fine_tuning_and_leakage(
     assert "None of the" in (out / "report.html").read_text()
 
 
+def test_evaluate__a_training_that_diverges_loses_nothing_else(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data", str(place / "store"), "--finetune", "epochs=1", "batch=8", "lr=1e30", "max_bad_steps=0"]
+    run(command(place, tmp_path / "out", "--protocols", "linear,finetune", *given))
+    told = capsys.readouterr()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "diverged" in results["finetune"]["skipped"]
+    assert results["linear"]["encoder"]["macro"]["auroc"]["value"] is not None
+    assert "fine-tuning: left out, finetune.lr" in told.out
+    assert "diverged" in told.err
+    with pytest.raises(UserError, match="diverged"):
+        run(command(place, tmp_path / "alone", "--protocols", "finetune", *given))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--protocols", "linear,finetune", "--finetune", "size=30"], "finetune.size: 30 px is no multiple"),
+        (["--protocols", "linear,dense", "--dense-size", "30"], "--dense-size: 30 px is no multiple"),
+        (["--seed", "-1"], "seed: -1 is negative"),
+    ],
+)
+def test_evaluate__what_cannot_be_is_said_before_anything_is_computed(
+    place: Path, tmp_path: Path, more: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*_: object) -> None:
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr("maskedclip.evaluation.feature_cache.CachedFeatures.features", computed)
+    with pytest.raises(UserError, match=said):
+        run(command(place, tmp_path / "out", "--data", str(place / "store"), *more))
+
+
 def test_evaluate__a_task_on_its_folders(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class_folders(tmp_path / "set", ["red", "green"], each=8)
     (tmp_path / "own.yaml").write_text(TASK)

@@ -41,6 +41,7 @@ from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, repeat
 from maskedclip.evaluation.statistics import Distribution, check_seed, cluster_codes, cluster_weights
 from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
 from maskedclip.evaluation.tasks import Task, read_tasks
+from maskedclip.models.resizing import check_size
 
 __all__ = ["DEFAULT", "FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
 
@@ -101,6 +102,7 @@ def evaluate(
             f"{files['first'][0]}); `maskedclip audit` lists them, and figures on them are too good"
         )
     test = np.flatnonzero(store.splits == "test")
+    _check_sizes(model, protocols, finetune, dense_size)
     columns = subgroup_columns(store.table, subgroups, test) if subgroups else {}  # type: ignore[union-attr]
     tasks, refused = read_tasks(store.labels)
     _check_prompts(prompts, tasks)
@@ -136,7 +138,14 @@ def evaluate(
             results[protocol], means = repeated_section(case, protocol)
             drawn |= means
             continue
-        parts = SECTIONS[protocol](case) if protocol in FROZEN else _fine_tuned(case, protocol, finetune)
+        try:
+            parts = SECTIONS[protocol](case) if protocol in FROZEN else _fine_tuned(case, protocol, finetune)
+        except UserError as error:
+            if not results:
+                raise
+            # What the other protocols found is not lost with a training that diverged.
+            say(f"{protocol}: left out: {error}")
+            parts = {"skipped": str(error)}, []
         results[protocol] = parts[0]
         answered += parts[1]
     if columns:
@@ -183,6 +192,24 @@ def _check_request(store: AnyStore, out: Path, protocols: Sequence[str], replica
         raise UserError(f"{out}: exists already; give another folder or remove it")
     if not (store.splits == "test").any():
         raise UserError("store: no row has split 'test'; fill the manifest's split column and curate again")
+
+
+def _check_sizes(
+    model: EvaluationModel, protocols: Sequence[str], finetune: FineTuneSettings | None, dense_size: int | None
+) -> None:
+    """Tell now, and not after hours of other protocols, what the encoder cannot read or the installation lacks."""
+    module = getattr(model, "module", None)
+    if module is None:
+        return
+    patch = module.encoder.patch_size
+    if "dense" in protocols and dense_size is not None:
+        check_size(dense_size, patch, "--dense-size")
+    if set(TRAINED) & set(protocols) and finetune is not None and finetune.size is not None:
+        check_size(finetune.size, patch, "finetune.size")
+    if "lora" in protocols:
+        from maskedclip.evaluation.finetune_layers import require_peft
+
+        require_peft()
 
 
 def _check_prompts(prompts: Overrides | None, tasks: Mapping[str, Task]) -> None:

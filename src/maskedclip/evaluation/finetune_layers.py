@@ -59,7 +59,7 @@ class LoraAdapters:
         Raises:
             UserError: `peft` is not installed.
         """
-        peft = _peft()
+        peft = require_peft()
         config = peft.LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
@@ -73,7 +73,8 @@ class LoraAdapters:
         self._tuner.merge_and_unload()
 
 
-def _peft() -> Any:
+def require_peft() -> Any:
+    """The library of low-rank additions; a UserError where it is not installed."""
     try:
         import peft
     except ImportError:
