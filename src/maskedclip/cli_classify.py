@@ -156,9 +156,10 @@ def _calibration_line(name: str, entry: dict[str, Any]) -> str:
     if "positives" in entry:
         told += f" ({entry['positives']:,} with it)"
     if auroc["value"] is not None:
-        told += f", AUROC {auroc['value']:.3f} ({auroc['low']:.3f}-{auroc['high']:.3f})"
-        if auroc.get("low") is not None and auroc["low"] <= 0.5:
-            told += ", no better than chance"
+        told += f", AUROC {auroc['value']:.3f}"
+        if auroc.get("low") is not None:  # of one patient there is no interval
+            told += f" ({auroc['low']:.3f}-{auroc['high']:.3f})"
+            told += ", no better than chance" if auroc["low"] <= 0.5 else ""
     if entry.get("error_after") is not None:
         told += f", calibration error {entry['error_before']:.3f} -> {entry['error_after']:.3f}"
     return told + (f"; {entry['note']}" if "note" in entry else "")

@@ -12,8 +12,8 @@ import yaml
 
 from maskedclip.cli_verb import Verb, path, say_next
 from maskedclip.console import say
-from maskedclip.data.shards import write_atomically
 from maskedclip.errors import UserError
+from maskedclip.whole_files import write_whole
 
 if TYPE_CHECKING:
     from maskedclip.data.store import Store
@@ -163,7 +163,7 @@ def _claim_task(place: Path, task: "TaskFile", root: Path) -> None:
             )
         return
     place.mkdir(parents=True)
-    write_atomically(mark, (json.dumps(made_from, indent=1) + "\n").encode())
+    write_whole(mark, json.dumps(made_from, indent=1) + "\n")
 
 
 def task_digest(task: "TaskFile") -> str:

@@ -3,12 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from maskedclip.cli_verb import Verb, path, say_next
+from maskedclip.console import say
 from maskedclip.errors import UserError
+
+if TYPE_CHECKING:
+    from maskedclip.study.definition import Study
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +43,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
+    from maskedclip.study.checks import check_stores
     from maskedclip.study.definition import load_study
-    from maskedclip.study.page import write_page
-    from maskedclip.study.rates import step_rates, unmeasured
-    from maskedclip.study.runner import check_cells, claim, run_one, run_study, study_cells
-    from maskedclip.study.slurm import submit
+    from maskedclip.study.ending import ends_with_status
+    from maskedclip.study.runner import claim
 
     overrides = _overrides(args.rest)
     stores, tested = ([store for group in given for store in group] for given in (args.data, args.evaluate))
@@ -60,7 +63,23 @@ def _study(args: argparse.Namespace) -> None:
         "replicates": study.replicates,
         "fields": {name: str(value) for name, value in study.fields.items()},
     }
+    if not args.report:  # a page can be written where the stores are not
+        check_stores(study)
     claim(study, args.out, settings)
+    with ends_with_status():
+        _run(study, args)
+
+
+def _run(study: "Study", args: argparse.Namespace) -> None:
+    from maskedclip.study.checks import chosen_on_reported
+    from maskedclip.study.page import write_page
+    from maskedclip.study.rates import step_rates, unmeasured
+    from maskedclip.study.runner import check_cells, run_one, run_study, study_cells
+    from maskedclip.study.slurm import submit
+
+    warning = chosen_on_reported(study)
+    if warning is not None and not args.report:
+        say(f"warning: {warning}")
     if args.cell is not None:
         run_one(study, args.out, args.cell)
         return
@@ -93,7 +112,8 @@ def _overrides(rest: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     parts = iter(rest)
     for part in parts:
-        if not part.startswith("--") or "." not in part.split("=", 1)[0]:
+        name = part.split("=", 1)[0]
+        if not part.startswith("--") or ("." not in name and name != "--seed"):
             raise UserError(f"{part}: unknown argument; see `maskedclip study --help`")
         name, given, value = part[2:].partition("=")
         if not given:
@@ -101,7 +121,12 @@ def _overrides(rest: list[str]) -> dict[str, Any]:
                 value = next(parts)
             except StopIteration:
                 raise UserError(f"--{name}: give a value") from None
-        loaded = yaml.safe_load(value)
+        try:
+            loaded = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--{name} {value}: can't be read ({' '.join(str(error).split())}); quote it as YAML wants it"
+            ) from None
         found[name] = value if isinstance(loaded, str) or Path(value).exists() else loaded
     return found
 

@@ -86,7 +86,7 @@ def _advice(found: dict[str, Any]) -> list[str]:
         if rates["bfloat16"] < rates["float32"]:
             advice.append("bfloat16 is slower than float32 on this processor: --training.precision 32-true")
     if any(not device["bf16"] for device in found["gpus"]):
-        advice.append("a GPU without bfloat16: --training.precision 16-mixed or 32-true")
+        advice.append("a GPU without bfloat16: --training.precision 32-true")
     if found["threads"] < (found["cores"] or 1):
         advice.append(f"{found['threads']} threads on {found['cores']} cores: is OMP_NUM_THREADS set?")
     if found["free_disk_gib"] < 5:

@@ -41,6 +41,12 @@ class Recipe:
             f"data.pool: `all` reads no texts, which {self._text_reader} needs; leave it out, or pool "
             "paired_and_unpaired",
         )
+        objective = self.objective
+        require(
+            objective.shares_space or not objective.masks or not objective.chosen_masking.reads_text,
+            f"objective.masking: {objective.masking} compares patches with texts, whose shared space no loss trains; "
+            "raise objective.clip_weight, add a term that does (siglip, xclip), or take another masking",
+        )
         require(
             self.data.texts is None or any(term.reads_loose for term in self.objective.term_options.values()),
             "data.texts: no loss of this recipe reads texts without images; add mlm, entity_mlm or causal to "

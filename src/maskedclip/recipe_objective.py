@@ -76,20 +76,22 @@ class ObjectiveRecipe:
             0 <= self.mkd_centre_decay < 1,
             f"objective.mkd_centre_decay: {self.mkd_centre_decay} is outside [0, 1); e.g. 0.9",
         )
+        require(
+            self.mkd_ramp is None or 0 <= self.mkd_ramp <= 1,
+            f"objective.mkd_ramp: {self.mkd_ramp} is no share of the steps in [0, 1]; 0.1 is a tenth, null takes "
+            "training.warmup",
+        )
         terms = self.term_options
         require(
             self.clip_weight + self.mim_weight > 0 or bool(terms),
             "objective: clip_weight and mim_weight are both 0 and there are no terms, so nothing is learnt; raise one",
         )
         require(
-            self.mkd_weight == 0 or self.clip_weight > 0 or any(term.shares_space for term in terms.values()),
+            self.mkd_weight == 0 or self.shares_space,
             "objective.mkd_weight: distilled features come from the CLIP space; raise objective.clip_weight, or set 0",
         )
-        masked = any(term.masks for term in terms.values())
         require(
-            self.mask_ratio > 0
-            or not (self.mim_weight + self.mkd_weight > 0 or masked)
-            or (self.mkd_patches == "all" and not masked),
+            self.mask_ratio > 0 or not self.needs_hidden,
             "objective.mask_ratio: 0 hides no patch, so masked losses have no patch to learn from; give 0.75",
         )
         require(self.temperature > 0, "objective.temperature: give a value above 0, e.g. 0.07")
@@ -148,6 +150,17 @@ class ObjectiveRecipe:
     def masks(self) -> bool:
         """Whether there is a masked pass."""
         return self.mim_weight > 0 or self.mkd_weight > 0 or any(term.masks for term in self.term_options.values())
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether a loss is taken over hidden patches, so that some must be."""
+        distils = self.mkd_weight > 0 and self.mkd_patches == "masked"
+        return self.mim_weight > 0 or distils or any(term.masks for term in self.term_options.values())
+
+    @property
+    def shares_space(self) -> bool:
+        """Whether a loss trains the space that images and texts share."""
+        return self.clip_weight > 0 or any(term.shares_space for term in self.term_options.values())
 
     @property
     def needs_teacher(self) -> bool:

@@ -4,6 +4,7 @@ The defaults are the full recipe of SPEC.md (ViT-B/16 at 224 px).  Values that a
 (arXiv 2507.17239) are ours or a relative's, as the field says.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -186,14 +187,37 @@ class ModelRecipe:
         require(self.lora_rank >= 0, f"model.lora_rank: {self.lora_rank} is negative; 0 is none, 16 is usual")
         require(self.lora_alpha > 0, f"model.lora_alpha: {self.lora_alpha}; give a value above 0")
         require(self.bridge_depth >= 0, f"model.bridge_depth: {self.bridge_depth} is negative; 0 is no bridge")
+        require(
+            self.bridge_heads is None or self.bridge_heads >= 1,
+            f"model.bridge_heads: {self.bridge_heads}; give 1 or more, or null for the encoder's",
+        )
+        require(
+            self.small_text_vocabulary >= 1, f"model.small_text_vocabulary: {self.small_text_vocabulary}; e.g. 8192"
+        )
+        for name in ("small_text_depth", "image_decoder_depth", "feature_decoder_depth"):
+            require(getattr(self, name) >= 0, f"model.{name}: {getattr(self, name)} is negative; give 0 or more")
+        self._check_encoder_options()
         for prefix in ("small_text", "image_decoder", "feature_decoder"):
             width, heads = getattr(self, f"{prefix}_width"), getattr(self, f"{prefix}_heads")
-            require(
-                heads > 0 and width % heads == 0, f"model.{prefix}_width: {width} must be a multiple of {heads} heads"
-            )
+            require(width > 0 and heads > 0, f"model.{prefix}_width: {width} and {heads} heads; give 1 or more of both")
+            require(width % heads == 0, f"model.{prefix}_width: {width} must be a multiple of {heads} heads")
             if "decoder" in prefix:
                 require(width % 4 == 0, f"model.{prefix}_width: {width} must be a multiple of 4 (sin-cos positions)")
         require(self.embed_dim > 0, "model.embed_dim: give 1 or more")
+
+    def _check_encoder_options(self) -> None:
+        """Refuse what a step cannot repeat, or what would make an encoder of other images than the store's."""
+        for name, value in self.image_encoder_options.items():
+            require(
+                not name.endswith(("drop_rate", "drop_path_rate")) or not value,
+                f"model.image_encoder_options.{name}: {value!r} draws noise that no seed decides, so that no run can "
+                "be repeated or resumed; leave it out",
+            )
+            require(
+                name not in ("in_chans", "dynamic_img_size", "dynamic_img_pad"),
+                f"model.image_encoder_options.{name}: the store has the channels, and all images are data.size on a "
+                "side; leave it out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +254,7 @@ class TrainingRecipe:
     """torch.compile encoder, bridge, text encoder and decoders; given up with a printed reason where it fails."""
     ema_decay: float = 0.0
     """Decay a step of a moving average of the model's weights, which is then what is validated and saved; 0 is none."""
-    precision: Literal["bf16-mixed", "32-true", "16-mixed"] = "bf16-mixed"
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     """Autocast of the modules; losses, norms and optimizer state stay in float32."""
     accelerator: str = "auto"
     """auto, cpu, cuda, mps."""
@@ -282,6 +306,18 @@ class TrainingRecipe:
             "micro_batches",
         ):
             require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)} is too small; give 1 or more")
+        require(
+            self.precision in ("bf16-mixed", "32-true"),
+            f"training.precision: {self.precision} is not known; give bf16-mixed, or 32-true",
+        )
+        for name in ("text_lr_factor", "image_lr_factor", "weight_decay"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"training.{name}: {value} is no number from 0 on; 0 is none")
+        require(
+            self.best_metric is None or self.validate_every > 0,
+            f"training.best_metric: {self.best_metric} is measured by online probes; give training.validate_every 1 or "
+            "more, or leave it out",
+        )
         require(self.lr > 0, f"training.lr: {self.lr}; give a value above 0")
         require(0 <= self.warmup < 1, f"training.warmup: {self.warmup} is a share of the steps in [0, 1)")
         require(self.clip_norm >= 0, "training.clip_norm: give 0 (none) or more")

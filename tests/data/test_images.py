@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from maskedclip.data.images import image_batches, stored_image
+from maskedclip.data.images import image_batches, stored_image, undecodable
 from maskedclip.data.store import open_store
+from maskedclip.errors import UserError
 from tests.stores import make_store
 
 
@@ -24,5 +25,13 @@ def test_image_batches__are_the_rows_in_their_order(tmp_path: Path, batch: int) 
 def test_image_batches__raises_where_an_image_is_damaged(tmp_path: Path) -> None:
     store = open_store(make_store(tmp_path / "store", rows=12))
     store.image_bytes = lambda row: b"nothing"  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match=rf"row 0 \(id {store.ids[0]}\) cannot be decoded; the store is damaged"):
         list(image_batches(store, np.arange(8), size=16, batch=4))
+
+
+def test_undecodable__are_the_damaged_rows(tmp_path: Path) -> None:
+    store = open_store(make_store(tmp_path / "store", rows=12))
+    read = store.image_bytes
+    store.image_bytes = lambda row: b"nothing" if row in (3, 7) else read(row)  # type: ignore[method-assign]
+    assert undecodable(store, np.array([1, 3, 5, 7, 9])).tolist() == [False, True, False, True, False]
+    assert undecodable(store, np.empty(0, np.int64)).tolist() == []

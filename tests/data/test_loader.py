@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from maskedclip import randomness
 from maskedclip.data.decoded import decode_store
 from maskedclip.data.loader import HostBatch, StepDataset, step_loader
 from maskedclip.data.sampler import make_pools
@@ -116,6 +118,35 @@ def test_dataset__replaces_and_counts_what_cannot_be_decoded(
     assert batch.substituted == 1
     assert batch.image.shape == good.image.shape
     assert torch.equal(batch.image[[0, 1, 3, 4]], good.image[[0, 1, 3, 4]])
+
+
+def test_dataset__what_replaces_a_damaged_image_is_of_its_pool_with_its_own_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*TINY, "--data.sentences", "all", "--data.labels", "[red, green]"]
+    dataset = _dataset(folder, load_recipe(["tiny"], options))
+    store, pools = dataset.store, dataset.pools
+    bad = 7  # the rows after it are of the validation split, and the next training rows have another text
+    assert bad in store.rows("train")
+    assert bad + 1 in store.rows("val")
+    steps = [step for step in range(30) if bad in dataset[step].rows.tolist()]
+    assert steps
+    read = store.image_bytes
+    monkeypatch.setattr(store, "image_bytes", lambda row: b"rubbish" if row == bad else read(row))
+    assert dataset.labels is not None
+    for step in steps:
+        good, batch = dataset.sampler.rows(step), dataset[step]
+        place = int(np.flatnonzero(np.concatenate(good) == bad)[0])
+        pool = pools.paired if place < batch.num_paired else pools.unpaired
+        expected = int(pool[(int(np.searchsorted(pool, bad)) + 1) % len(pool)])
+        assert batch.substituted == 1
+        assert batch.rows[place] == expected
+        assert set(batch.rows.tolist()) <= set(store.rows("train").tolist())
+        assert torch.equal(batch.labels, dataset.labels[batch.rows])  # type: ignore[arg-type]
+        assert np.array_equal(batch.keys, randomness.sample_keys(dataset.recipe.seed, step, batch.rows.numpy()))
+        assert dataset.tokenizer is not None
+        ids, mask = dataset.tokenizer([store.text(row) or "" for row in batch.rows[: batch.num_paired].tolist()])
+        assert torch.equal(_texts(batch), ids * mask)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -73,11 +73,14 @@ def test_plain_bridge__is_the_bridge_of_the_encoder(kind: str) -> None:
         assert (projected - model.project_pooled(bridge)).abs().max() <= 1e-5
 
 
-def test_plain_encoder__without_a_final_norm() -> None:
-    model = _model(class_token=False, global_pool="avg")  # timm puts its norm behind the mean, which is not read here
+def test_plain_encoder__whose_norm_timm_puts_behind_the_mean() -> None:
+    model = _model(class_token=False, global_pool="avg")
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(plain_encoder(model).vit(pixels), model.pool(model.encoder(pixels)))
+        expected = model.pool(model.bridge(model.encoder(pixels)))
+        torch.testing.assert_close(plain_bridge(model, "timm").vit(pixels), expected, atol=1e-5, rtol=1e-4)
+    model.encoder.vit.norm = torch.nn.Identity()
     with pytest.raises(UserError, match="no final LayerNorm"):
         plain_bridge(model, "timm")
 

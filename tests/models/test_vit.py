@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from maskedclip.errors import UserError
 from maskedclip.models.vit import build_image_encoder, gather_patches
@@ -18,6 +19,8 @@ KINDS = [
     ("vit_small_patch14_dinov2", 56, SMALL),  # LayerScale
     ("vit_small_patch14_reg4_dinov2", 56, SMALL),  # registers; positions without prefix
     ("vit_base_patch16_siglip_224", 64, SMALL | {"global_pool": "avg"}),  # no class token
+    ("vit_base_patch16_siglip_224", 64, SMALL),  # pools by attention
+    ("vit_little_patch16_reg4_gap_256", 64, SMALL),  # its norm comes after the mean of the patches
     ("vit_base_patch32_clip_224", 64, SMALL),  # norm before the blocks, no bias in the patch embedding
 ]
 
@@ -76,6 +79,30 @@ def test_build__reads_a_local_file_and_resamples_positions(tmp_path: Path) -> No
     assert finer.num_patches == 64
 
 
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "vit_little_patch16_reg4_gap_256"])
+def test_build__norm_and_pooling_behind_the_blocks(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model(name, img_size=64, num_classes=0, **SMALL).eval()
+    assert isinstance(source, VisionTransformer)
+    norm = source.fc_norm if isinstance(source.norm, nn.Identity) else source.norm
+    nn.init.uniform_(norm.weight)  # type: ignore[arg-type]
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    encoder = build_image_encoder(name, size=64, weights=str(tmp_path / "w.safetensors"), options=SMALL)
+    image = torch.randn(2, 3, 64, 64)
+    tokens = encoder(image)
+    with torch.no_grad():
+        theirs = source.forward_features(image)[:, source.num_prefix_tokens :]
+        expected = theirs if norm is source.norm else norm(theirs)
+    assert encoder.patches(tokens).detach() == pytest.approx(expected, abs=1e-5)
+    tokens.square().sum().backward()
+    idle = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+    assert idle == []  # data-parallel training waits for every parameter
+    without = {name: value for name, value in source.state_dict().items() if not name.startswith("attn_pool")}
+    save_file(without, tmp_path / "trunk.safetensors")
+    same = build_image_encoder(name, size=64, weights=str(tmp_path / "trunk.safetensors"), options=SMALL)
+    assert torch.equal(same(image), tokens)
+
+
 @pytest.mark.shared
 def test_build__real_dinov2_weights(shared: Path) -> None:
     weights = str(shared / "data" / "weights" / "dinov2_vits14_fp16.safetensors")
@@ -91,6 +118,9 @@ def test_build__real_dinov2_weights(shared: Path) -> None:
         ("resnet18", 64, None, {}, "model.image_encoder: resnet18"),
         ("vit_tiny_patch16_224", 60, None, SMALL, "give 48"),
         ("vit_tiny_patch16_224", 64, None, {"nosuch": 1}, "nosuch"),
+        ("vit_tiny_patch16_224", 64, None, {"embed_dim": 90, "num_heads": 3}, "embed_dim 90: sine-cosine.*give 96"),
+        ("vit_tiny_patch16_224", 64, None, SMALL | {"depth": 0}, "depth 0: give 1 or more"),
+        ("vit_tiny_patch16_224", 64, None, SMALL | {"num_heads": 0}, "num_heads"),
         ("vit_tiny_patch16_224", 64, "missing.safetensors", SMALL, "no such file"),
         ("vit_tiny_patch16_224", 64, "weights.pth", SMALL, "never loaded"),
         ("vit_tiny_patch16_224", 64, "broken.safetensors", SMALL, "no whole safetensors"),

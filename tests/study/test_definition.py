@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from maskedclip.cli import run
 from maskedclip.errors import UserError
 from maskedclip.study.definition import load_study, shipped_studies
 
@@ -75,6 +76,25 @@ def test_load_study__seed_and_text_fraction_are_put_into_texts(tmp_path: Path) -
         ("data: [store]", "data: []", "no store is named"),
         ("steps: 6", "steps: 6\nsplit: train", "neither test nor development"),
         ("steps: 6", "steps: 6\nequal_time: lo", "'lo' is not among"),
+        ("steps: 6", "steps: 6\nprotocols: [liner]", "protocols: 'liner' is not a protocol; did you mean linear?"),
+        ("steps: 6", "steps: 6\nprotocols: []", "protocols: none is given; choose from linear"),
+        ("steps: 6", "steps: 6\nreplicates: 1", "replicates: 1; give a whole number above 1"),
+        (
+            "training.lr: 1.0e-3",
+            "training.steps: 9",
+            "set: training.steps: is the cell's own in a study; give it",
+        ),
+        ("training.lr: 1.0e-3", "training: {steps: 9}", "set: training.steps: is the cell's own in a study"),
+        (
+            "objective.mkd_weight: 0.5",
+            "seed: 3",
+            "methods.low.set: seed: is the cell's own in a study; give",
+        ),
+        (
+            "config: [tiny]",
+            "sizes: {a: {config: tiny, set: {data.text_fraction: 1.0}}}",
+            "sizes.a.set: data.text_fraction: is the cell's own in a study; give it as `grid: text_fractions:`",
+        ),
         (SMALL, "just words", "holds no keys"),
         (SMALL, "a: [", "is no YAML"),
     ],
@@ -84,6 +104,32 @@ def test_load_study__a_fault_is_one_line_that_names_the_key(tmp_path: Path, befo
         load_study(write(tmp_path, SMALL.replace(before, after)))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--training.steps", "9"], "--training.steps: is the cell's own in a study; give it as `steps:` in its file"),
+        (["--data.text_fraction=1"], "--data.text_fraction: is the cell's own in a study"),
+        (["--seed", "3"], "--seed: is the cell's own in a study; give it as `grid: seeds:` in its file"),
+        (["--training.lr", "["], "--training.lr [: can't be read"),
+    ],
+)
+def test_study__a_flag_that_would_be_ignored_or_cannot_be_read_is_one_line(
+    tmp_path: Path, flags: list[str], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run(["study", write(tmp_path, SMALL), "--out", str(tmp_path / "out"), *flags])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_load_study__the_command_line_wins_against_methods_and_sizes(tmp_path: Path) -> None:
+    text = SMALL.replace("config: [tiny]", "sizes: {small: {config: tiny, set: {training.weight_decay: 0.2}}}")
+    given = {"objective.mkd_weight": 0.75, "training.weight_decay": 0.3}
+    recipe = load_study(write(tmp_path, text), overrides=given).recipe("low", "small", 0.25, 0, 6)
+    assert (recipe.objective.mkd_weight, recipe.training.weight_decay) == (0.75, 0.3)
 
 
 def test_load_study__unknown_name_lists_the_shipped_ones() -> None:

@@ -15,7 +15,7 @@ from maskedclip.cli import run
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe
 from maskedclip.study import cells
-from maskedclip.study.cells import cell_folder, claimed, read_result, run_cell
+from maskedclip.study.cells import Ended, cell_folder, claimed, read_result, run_cell
 from maskedclip.study.definition import load_study
 from maskedclip.study.rates import equal_time_steps, step_rates
 from maskedclip.study.results import read_budgets
@@ -81,6 +81,7 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
         assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
         for cell in group["cells"]:
             assert cell["seconds"] > 0
+            assert cell["evaluated_step"] == cell["cell"]["steps"] == 4
             assert cell["images_per_second"] > 0
             assert cell["peak_memory_bytes"] > 1e8
             assert [entry["step"] for entry in cell["validation"]][-1] > 0
@@ -89,6 +90,8 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
     assert "differences of methods with the same seeds are paired in them where that leaves 3" in html
     assert html.count("<img") >= 2
     assert "memory, GB" in html
+    assert "step evaluated" in html
+    assert "at the start" in html
     assert "recall at 10, mean over texts" in html
     cell = next(iter((done / "cells").glob("clip-*-text1-*")))
     recall = json.loads((cell / "evaluation/results.json").read_text())["retrieval"]["image_to_text_per_text"]
@@ -199,7 +202,8 @@ def test_step_rates__two_processes_measure_once(place: Path, tmp_path: Path, mon
     monkeypatch.setattr("maskedclip.study.rates._seconds", seconds)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: step_rates(study, tmp_path), range(2))
-    assert first == second == json.loads((tmp_path / "rates.json").read_text())
+    kept = json.loads((tmp_path / "rates.json").read_text())
+    assert first == second == {name: entry["seconds"] for name, entry in kept.items()}
     assert len(asked) == 9  # three methods, three rounds
 
 
@@ -232,7 +236,7 @@ def test_step_rates__are_measured_once(place: Path, tmp_path: Path) -> None:
     first = study_cells(study, tmp_path)
     rates = json.loads((tmp_path / "rates.json").read_text())
     assert set(rates) == {"maskedclip default", "clip default", "clip_mae_init default"}
-    assert all(value > 0 for value in rates.values())
+    assert all(entry["seconds"] > 0 for entry in rates.values())
     assert study_cells(study, tmp_path) == first
 
 
@@ -241,7 +245,7 @@ def test_run_cell__another_process_at_it_is_left_alone(place: Path, tmp_path: Pa
     cell = study_cells(study, tmp_path)[0]
     with claimed(cell_folder(tmp_path, cell)) as mine:
         assert mine
-        assert not run_cell(study, cell, tmp_path)
+        assert run_cell(study, cell, tmp_path) is Ended.TAKEN
     assert read_result(tmp_path, cell) is None
 
 

@@ -104,3 +104,16 @@ def test_lr_factors__what_matches_nothing_is_one_line() -> None:
         load_recipe(["tiny"], ["--training.lr_factors", '{"block(": 0}'])
     with pytest.raises(UserError, match="is negative"):
         load_recipe(["tiny"], ["--training.lr_factors", '{"block": -1}'])
+
+
+def test_parameter_groups__biases_of_relative_positions_do_not_decay() -> None:
+    pytest.importorskip("monai")
+    options = ["--data.size", "64", "--model.image_encoder_options", '{"feature_size": 12}']
+    recipe = load_recipe(["dae", "volume_swin_unetr"], options)
+    model, _ = build_model(recipe, [])
+    groups = parameter_groups(build_objective(recipe, model), recipe)
+    decay = {name: group.weight_decay for group in groups for name in group.parameters}
+    tables = [name for name in decay if name.endswith("relative_position_bias_table")]
+    assert tables
+    assert all(decay[name] == 0 for name in tables)
+    assert decay["model.encoder.swinViT.layers1.0.blocks.0.attn.qkv.weight"] > 0

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from maskedclip.errors import UserError
+from maskedclip.objectives.pretraining import build_objective
 from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training import trainer as loop
 from maskedclip.training.checkpoint import list_checkpoints
-from maskedclip.training.pretrain import pretrain
+from maskedclip.training.pretrain import _first_stage, pretrain
 from maskedclip.training.rundir import RunDirectory
 from tests.ranks import run_two_ranks
 from tests.stores import TINY, make_store
@@ -164,6 +165,33 @@ def test_pretrain__sequential_alternative_starts_from_the_first_stage(folder: Pa
     name = "objective/model.encoder.vit.blocks.0.mlp.fc1.weight"
     torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=0)
     assert RunDirectory(tmp_path / "run" / "first_stage").read_recipe().data.pool == "all"
+
+
+def test_pretrain__the_first_stage_takes_the_user_s_masking_and_learning_rates(folder: Path, tmp_path: Path) -> None:
+    options = ["--objective.mask_ratio", "0.5", "--objective.decoded_share", "0.5", "--objective.normalise_pixels"]
+    factors = ["--training.lr_factors", '{"text_encoder": 0.5, "patch_embed": 0}']
+    recipe = _recipe(*options, "false", *factors, method="clip_mae_init")
+    assert pretrain(recipe, folder, tmp_path / "run").complete
+    first = RunDirectory(tmp_path / "run" / "first_stage").read_recipe()
+    assert (first.objective.mask_ratio, first.objective.decoded_share) == (0.5, 0.5)
+    assert not first.objective.normalise_pixels
+    assert (first.objective.clip_weight, first.objective.mim_weight) == (0.0, 1.0)
+    assert first.training.lr_factors == {"patch_embed": 0}
+    assert RunDirectory(tmp_path / "run").read_recipe().training.lr_factors == recipe.training.lr_factors
+    assert pretrain(recipe, folder, tmp_path / "run", resume=True).complete
+    mistyped = _recipe("--training.lr_factors", '{"txt_encoder": 0.5}', method="clip_mae_init")
+    with pytest.raises(UserError, match=r"training\.lr_factors: txt_encoder matches no parameter"):
+        pretrain(mistyped, folder, tmp_path / "mistyped")
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_pretrain__the_first_stage_keeps_a_masking_that_reads_no_texts() -> None:
+    hiding = ["--training.first_stage", "mae", "--objective.masking", "block"]
+    options = ["--objective.masking_options", "{largest: 0.5}", "--objective.mask_ratio", "0.6"]
+    first = _first_stage(_recipe(*hiding, *options), build_objective).objective
+    assert (first.masking, first.masking_options, first.mask_ratio) == ("block", {"largest": 0.5}, 0.6)
+    guided = _recipe("--training.first_stage", "mae", "--objective.masking", "text_guided")
+    assert _first_stage(guided, build_objective).objective.masking == "random"
 
 
 def test_pretrain__skips_counts_captures_and_replays_bad_steps(

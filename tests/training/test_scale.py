@@ -84,6 +84,18 @@ def test_two_ranks__parts_of_the_batch_equal_the_whole(folder: Path, tmp_path: P
     _close(tmp_path / "fsdp", tmp_path / "alone")
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks__parts_of_the_batch_in_bfloat16(folder: Path, tmp_path: Path, strategy: str) -> None:
+    sizes = ["--data.batch_paired", "8", "--data.batch_unpaired", "4", "--training.steps", "2"]
+    mixed = [*sizes, "--training.precision", "bf16-mixed"]
+    pretrain(load_recipe(["maskedclip", "tiny"], [*TINY, *EXACT, *mixed]), folder, tmp_path / "alone")
+    _two_ranks(folder, tmp_path / "run", *mixed, "--training.micro_batches", "2", "--training.strategy", strategy)
+    mine, theirs = (RunDirectory(tmp_path / name).read_metrics() for name in ("run", "alone"))
+    for a, b in zip(mine, theirs, strict=True):
+        for name in {"clip", "mim", "mkd", "loss"} & set(b):
+            assert a[name] == pytest.approx(b[name], rel=2e-2)
+
+
 def test_checkpoint__of_two_ranks_resumes_on_one_and_back(folder: Path, tmp_path: Path, alone: Path) -> None:
     out = tmp_path / "run"
     sharded = ["--training.strategy", "fsdp", "--training.sharded_checkpoints", "true"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskedclip.data.loader import StepDataset
@@ -16,6 +15,7 @@ from maskedclip.objectives.base import Batch
 from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
 from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training.optimizer import make_optimizer, parameter_groups, set_learning_rates
+from maskedclip.training.parallel import precise_fabric
 from maskedclip.training.step import Outcome, Stepper
 from maskedclip.training.weights import WeightAverage
 from tests.stores import SENTENCES, TINY, make_store
@@ -37,7 +37,7 @@ class World:
         model, tokenizer = build_model(recipe, SENTENCES if recipe.reads_text else [])
         self.objective: PretrainingObjective = build_objective(recipe, model)
         self.data = StepDataset(store, make_pools(store, recipe), recipe, tokenizer)
-        fabric = Fabric(accelerator="cpu", devices=1, precision=recipe.training.precision)
+        fabric = precise_fabric(recipe.replace(training={"accelerator": "cpu"}).training, devices=1)
         module = fabric.setup_module(self.objective)
         self.groups = parameter_groups(self.objective, recipe)
         self.optimizer = make_optimizer(self.groups, recipe)
@@ -99,6 +99,25 @@ def test_stepper__parts_equal_the_whole_batch(folder: Path, options: list[str], 
     statistics = {name: value for name, value in whole.state().items() if "standardise" in name}
     for name, value in statistics.items():  # a batch that is looked at twice is followed once
         torch.testing.assert_close(pieces.state()[name], value)
+
+
+@pytest.mark.parametrize("method", ["maskedclip", "clip"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_stepper__parts_in_bfloat16_equal_the_whole_batch_but_for_rounding(
+    folder: Path, method: str, parts: int
+) -> None:
+    mixed = [*TINY, *EXACT[:-1], "bf16-mixed"]
+    whole = World(folder, load_recipe([method, "tiny"], mixed))
+    pieces = World(folder, load_recipe([method, "tiny"], [*mixed, "--training.micro_batches", str(parts)]))
+    expected, gradients = _gradients(whole)
+    told, sums = _gradients(pieces)
+    assert told["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-2)
+    assert sums.keys() == gradients.keys()
+    scale = max(float(value.norm()) for value in gradients.values())
+    for name, value in gradients.items():
+        away = float((sums[name] - value).norm())
+        assert away < 0.05 * float(value.norm()) + 1e-3 * scale, f"{name}: {away:g} of {float(value.norm()):g}"
+    assert not bool(pieces.step(0).skipped)
 
 
 @pytest.mark.parametrize("method", ["mae", "clip"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ def test_early_stopping__keeps_the_best_and_resumes(
     def measured(self: loop.Trainer, step: int) -> None:
         seen.append(figures[step])
         if step:
-            self._count_best(step, "probe_auroc", {"probe_auroc": figures[step]})
+            self._count_best(step, figures[step])
 
     monkeypatch.setattr(loop.Trainer, "_validate", measured)
     options = ["--training.validate_every", "1", "--training.checkpoint_every", "1"]
@@ -134,10 +135,71 @@ def test_early_stopping__keeps_the_best_and_resumes(
     assert (finished.step, finished.complete) == (5, True)
 
 
-def test_best_metric__unknown_figure_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_best_metric__unknown_figure_is_one_line_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     options = ["--training.validate_every", "2", "--training.best_metric", "accuracy"]
     with pytest.raises(UserError, match=r"accuracy is not among the probes' figures \(.*probe_auroc"):
         pretrain(_recipe(*options), folder, tmp_path / "run")
+    assert not any(entry["kind"] == "train" for entry in RunDirectory(tmp_path / "run").read_metrics())
+
+
+def _with_figures(monkeypatch: pytest.MonkeyPatch, figures: dict[int, float]) -> None:
+    def measured(self: loop.Trainer, step: int) -> None:
+        if step:
+            self._count_best(step, figures[step])
+
+    monkeypatch.setattr(loop.Trainer, "_validate", measured)
+
+
+def _best(run: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(run / "checkpoints", "best")]
+
+
+def test_best_checkpoint__of_an_abandoned_timeline_is_never_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--training.checkpoint_every", "1", "--training.keep_checkpoints", "9"]
+    options += ["--training.best_metric", "probe_auroc"]
+    every, third = ([*options, "--training.validate_every", count] for count in ("1", "3"))
+    run = tmp_path / "run"
+    _with_figures(monkeypatch, {1: 0.5, 2: 0.6, 3: 0.2, 4: 0.1, 5: 0.9, 6: 0.3})
+    pretrain(_recipe(*every), folder, run)
+    assert _best(run) == ["best-00000005"]
+    for path in list_checkpoints(run / "checkpoints")[1:]:
+        shutil.rmtree(path)  # back to step 1, whose best checkpoint is gone, with another validate_every
+    _with_figures(monkeypatch, {3: 0.4, 6: 0.3})
+    pretrain(_recipe(*third), folder, run, resume=True)
+    assert "the best checkpoint (of step 1) is gone" in capsys.readouterr().err
+    assert _best(run) == ["best-00000003"]
+    tensors, progress = read_checkpoint(run / "checkpoints" / "best-00000003")
+    assert (progress.best, progress.best_step) == (0.4, 3)
+    saved = load_file(run / "model" / "weights.safetensors")
+    assert all(torch.equal(value, tensors[f"objective/model.{name}"]) for name, value in saved.items())
+
+
+def test_best_checkpoint__that_the_newest_checkpoint_tells_of_outlives_a_better_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--training.checkpoint_every", "2", "--training.validate_every", "1"]
+    options += ["--training.best_metric", "probe_auroc"]
+    run, step = tmp_path / "run", loop.Trainer._step
+    _with_figures(monkeypatch, {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.1, 5: 0.1, 6: 0.1})
+
+    class Killed(BaseException):
+        pass
+
+    def fatal(self: loop.Trainer, at: int, *rest: Any) -> Any:
+        if at == 3:
+            raise Killed
+        return step(self, at, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_step", fatal)
+        with pytest.raises(Killed):
+            pretrain(_recipe(*options), folder, run)
+    assert _best(run) == ["best-00000001", "best-00000003"]  # the newest checkpoint, of step 2, knows of the first
+    _with_figures(monkeypatch, {3: 0.3, 4: 0.1, 5: 0.1, 6: 0.1})
+    pretrain(_recipe(*options), folder, run, resume=True)
+    assert _best(run) == ["best-00000001"]
 
 
 def test_moving_average__is_validated_saved_and_resumed(folder: Path, tmp_path: Path) -> None:  # P3

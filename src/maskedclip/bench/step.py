@@ -23,6 +23,7 @@ from maskedclip.recipe import Recipe
 from maskedclip.training.compilation import compile_modules
 from maskedclip.training.memory import keep_freed_memory
 from maskedclip.training.optimizer import make_optimizer, parameter_groups, set_learning_rates
+from maskedclip.training.parallel import precise_fabric
 from maskedclip.training.step import Stepper
 
 _WORDS = ["moderate non proliferative retinopathy", "normal fundus", "drusen", "cataract", "glaucoma with wide cup"]
@@ -56,7 +57,7 @@ def make_workbench(recipe: Recipe, *, texts: int | None = None, tokens: int = 64
     recipe = recipe.replace(model={"image_weights": None})
     model = _build(recipe)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
-    fabric = Fabric(accelerator=recipe.training.accelerator, devices=1, precision=recipe.training.precision)
+    fabric = precise_fabric(recipe.training, devices=1)
     keep_freed_memory(fabric.device)
     objective = build_objective(recipe, model)
     set_attention(objective, fused=not plain_is_faster(fabric.device, recipe.training.precision))

@@ -24,6 +24,7 @@ from maskedclip.errors import UserError
 from maskedclip.models.text import TextTokenizer
 from maskedclip.recipe import Recipe
 
+_TRIES = 100  # neighbours of a damaged image, before the store is given up
 _LOOSE_PLACE = 1 << 40  # above any row of a store: a text without image has keys that no image has
 
 
@@ -38,7 +39,8 @@ class HostBatch:
     tokens; text_index: which of them belongs to each paired image, int64 (B_p,); text_key: int64 (B_p,), equal where
     the normalised texts are equal; None where the recipe reads no texts.
     document, labels, loose_*, retrieved_*, modality: as in `objectives.base.Batch`; None where none is asked for.
-    substituted: samples that could not be decoded and were replaced by their neighbour in the store.
+    substituted: samples that could not be decoded; the next row of the same pool is there in their place, with all that
+    belongs to it.
     """
 
     step: int
@@ -78,7 +80,7 @@ class StepDataset(Dataset[HostBatch]):
     ) -> None:
         self.store, self.recipe, self.tokenizer = store, recipe, tokenizer
         self.rank, self.world = rank, world
-        self.sampler, self.loose = StepSampler(pools, recipe), pools.loose
+        self.sampler, self.pools, self.loose = StepSampler(pools, recipe), pools, pools.loose
         columns = column_names(store, recipe.data.labels)
         self.patients = None
         if recipe.data.images_per_document > 1:
@@ -92,12 +94,16 @@ class StepDataset(Dataset[HostBatch]):
 
     def __getitem__(self, step: int) -> HostBatch:
         """Read, decode and augment the samples of a step."""
-        paired, unpaired = self.sampler.rows(step, self.rank, self.world)
+        wanted = self.sampler.rows(step, self.rank, self.world)
+        decoded = [
+            [self._decode(row, pool) for row in rows.tolist()]
+            for rows, pool in zip(wanted, (self.pools.paired, self.pools.unpaired), strict=True)
+        ]
+        paired, unpaired = (np.asarray([row for row, _ in found], np.int64) for found in decoded)
         rows = np.concatenate([paired, unpaired])
         keys = randomness.sample_keys(self.recipe.seed, step, rows)
         data = self.recipe.data
-        decoded = [self._decode(row) for row in rows.tolist()]
-        image, colour = self._augment([image for image, _ in decoded], keys, len(paired))
+        image, colour = self._augment([image for found in decoded for _, image in found], keys, len(paired))
         modality, names = self.store.modalities
         batch = HostBatch(
             step=step,
@@ -107,7 +113,7 @@ class StepDataset(Dataset[HostBatch]):
             num_paired=len(paired),
             colour=torch.from_numpy(colour) if data.colour_jitter else None,
             modality=torch.from_numpy(modality[rows]) if len(names) > 1 else None,
-            substituted=sum(replaced for _, replaced in decoded),
+            substituted=int((rows != np.concatenate(wanted)).sum()),
         )
         if self.tokenizer is not None and len(paired):
             texts = [
@@ -163,15 +169,24 @@ class StepDataset(Dataset[HostBatch]):
         batch.text_ids, batch.text_mask, batch.text_index = distinct_tokens(texts, tokenizer)
         batch.text_key = torch.tensor([randomness.text_key(normalise_text(text)) for text in texts])
 
-    def _decode(self, row: int) -> tuple[Tensor, int]:
-        """Decode a row, or the first decodable one after it: shapes stay constant, the count is reported (P16, P25)."""
-        for tried in range(100):
+    def _decode(self, row: int, pool: np.ndarray) -> tuple[int, Tensor]:
+        """Decode a row, or the next decodable one of its pool: which, and its pixels (P16, P25).
+
+        Another pool's row, or one of another split, would be a false pair or a leak.
+
+        Args:
+            row: wanted.
+            pool: rows that may be in its place, ascending, int64.
+        """
+        place = int(np.searchsorted(pool, row))
+        tries = min(_TRIES, len(pool))
+        for substitute in np.take(pool, range(place, place + tries), mode="wrap").tolist():
             try:
-                return self.store.image((row + tried) % len(self.store)), int(tried > 0)
+                return substitute, self.store.image(substitute)
             except RuntimeError:
                 continue
         raise UserError(
-            f"--data: 100 images from row {row} on cannot be decoded; the store is damaged, curate it again"
+            f"--data: {tries} images from row {row} on cannot be decoded; the store is damaged, curate it again"
         )
 
 

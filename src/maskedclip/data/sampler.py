@@ -21,7 +21,7 @@ class EndlessShuffle:
     """The endless line of a pool's rows."""
 
     def __init__(self, rows: np.ndarray, seed: int, stream: int) -> None:
-        self.rows = rows.astype(np.int64)
+        self.rows = np.asarray(rows, np.int64)
         self.seed, self.stream = seed, stream
         self.length = len(rows)
         self._cached: tuple[int, np.ndarray] | None = None
@@ -77,7 +77,8 @@ class DocumentShuffle(EndlessShuffle):
 class Pools:
     """Rows that a recipe trains on.
 
-    paired, unpaired: row numbers, int64.  patients_with_text: kept, and in all.  loose: texts without images.
+    paired, unpaired: row numbers, ascending, int64.  patients_with_text: kept, and in all.
+    loose: texts without images.
     patients: a number of each paired row's patient, int64; None where the recipe reads no documents.
     """
 

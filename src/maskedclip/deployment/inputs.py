@@ -144,7 +144,7 @@ class StoreInputs(Inputs):
         """The stored picture at the model's size."""
         try:
             return stored_image(self.store, row, preprocessing.size)
-        except RuntimeError:
+        except UserError:
             raise UndecodableImage("is damaged in its store") from None
 
 

@@ -219,7 +219,7 @@ def _embedded(model: Any, store: Store, rows: NDArray[np.int64]) -> tuple[NDArra
     """Shared-space features of the rows that can be decoded, and these rows."""
     try:
         return rows, model.features(store, rows)["projected"]
-    except RuntimeError:
+    except UserError:
         readable = np.asarray([_is_readable(store, row) for row in rows.tolist()])
         if readable.all():
             raise

@@ -3,6 +3,7 @@
 B images, L patches in all, K visible ones, D width, P pixels on a patch's side, S pixels on an image's side.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,14 @@ class ImageEncoder(nn.Module):
     """A timm vision transformer that masks before it encodes: hidden patches are neither embedded nor attended to.
 
     Tokens come out as (class token if the model has one, patches); register tokens take part inside and are dropped.
+    What timm puts behind its pooling is no part of it: a norm there moves before it, and a pooling of its own goes.
     """
 
     def __init__(self, vit: VisionTransformer, *, fixed_positions: bool = False) -> None:
         super().__init__()
+        if isinstance(vit.norm, nn.Identity):
+            vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
+        vit.attn_pool = None
         self.vit, self.recompute = vit, False
         self.width: int = vit.embed_dim
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)  # type: ignore[assignment]
@@ -163,7 +168,7 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
         raise UserError(
             f"model.image_encoder: {name}: {_first_line(error)}; `timm.list_models('vit*')` lists names"
         ) from None
-    except (TypeError, AssertionError, ValueError) as error:
+    except (TypeError, AssertionError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"model.image_encoder: {name} with {options} at {size} px: {_first_line(error)}") from None
     except OSError as error:
         raise UserError(
@@ -175,6 +180,8 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
             f"model.image_encoder: {name} is a {type(vit).__name__}, not a plain vision transformer that can encode "
             "visible patches alone; choose a timm model whose name begins with vit_ or deit_"
         )
+    if not len(vit.blocks):
+        raise UserError(f"model.image_encoder_options: depth {options.get('depth')}: give 1 or more")
     patch = vit.patch_embed.patch_size[0]
     if size % patch:
         raise UserError(
@@ -183,8 +190,19 @@ def build_image_encoder(name: str, *, size: int, weights: str | None, options: d
     if weights is not None and weights != "pretrained":
         _load_weights(vit, Path(weights))
     if weights is None:
+        _check_width(vit)
         initialise_as_mae(vit)
     return ImageEncoder(vit, fixed_positions=weights is None)
+
+
+def _check_width(vit: VisionTransformer) -> None:
+    heads: int = vit.blocks[0].attn.num_heads  # type: ignore[union-attr]
+    step = math.lcm(4, heads)
+    if vit.embed_dim % 4:
+        raise UserError(
+            f"model.image_encoder_options: embed_dim {vit.embed_dim}: sine-cosine positions need a multiple of 4, and "
+            f"{heads} heads one of {heads}; give {-(-vit.embed_dim // step) * step}"
+        )
 
 
 def initialise_as_mae(vit: VisionTransformer) -> None:
@@ -223,6 +241,7 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
     try:
         fitted = checkpoint_filter_fn(stored, vit)
         missing, unexpected = vit.load_state_dict(fitted, strict=False)
+        missing = [name for name in missing if not name.startswith("attn_pool.")]  # nobody reads it
     except (RuntimeError, KeyError, AttributeError, AssertionError) as error:
         raise UserError(
             f"model.image_weights: {path.name} does not fit this encoder ({_first_line(error)}); "

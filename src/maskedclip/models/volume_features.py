@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskedclip.data.images import decoded_image
 from maskedclip.data.store import Store
 from maskedclip.data.transforms_volume import tiles
 from maskedclip.models.features import image_features
@@ -27,8 +28,11 @@ def volume_features(
         store: of volumes.
         rows: (n,).
         preprocessing: for its size, S.
+
+    Raises:
+        UserError: a row cannot be decoded.
     """
-    found = [one_volume_features(model, store.image(row), preprocessing) for row in rows.tolist()]
+    found = [one_volume_features(model, decoded_image(store, row), preprocessing) for row in rows.tolist()]
     if not found:
         return {}
     return {name: torch.stack([entry[name] for entry in found]).cpu().numpy() for name in found[0]}

@@ -21,7 +21,7 @@ from maskedclip.models.standardise import statistics_paused
 from maskedclip.objectives.base import Batch, Losses, Report, Views
 from maskedclip.objectives.contrastive import Contrastive
 from maskedclip.objectives.distillation import Distillation, MovingAverageTeacher, TeacherDecay
-from maskedclip.objectives.masking import Masker
+from maskedclip.objectives.masking import Masker, visible_patches
 from maskedclip.objectives.reconstruction import Reconstruction
 from maskedclip.objectives.running_mean import RunningMean
 from maskedclip.recipe import Recipe
@@ -47,7 +47,7 @@ class Pool(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """Ask for the losses that span the batch, of pooled features that were computed in parts.
+    """Ask for the gradient that the losses which span the batch send to pooled features that were computed in parts.
 
     image: (B_p, D).  text: (U, W).  Both of the whole batch of this rank.
     """
@@ -127,11 +127,11 @@ class PretrainingObjective(nn.Module):
             task: None is the whole step.
 
         Returns: the weighted sum, () with gradient; each term's own loss and report, detached.  For `Pool` the pooled
-            features of the paired images and of the distinct texts.
+            features of the paired images and of the distinct texts; for `Contrast` a gradient for each of
+            them, float32.
         """
         if isinstance(task, Contrast):
-            with statistics_paused(self):
-                return self._sum(self._of_features(batch, progress, task), progress, spanning=True, others=False)
+            return self._feature_gradients(batch, progress, task)
         views = self._views(batch, progress)
         if isinstance(task, Pool):
             return views.pooled_image, views.pooled_text
@@ -147,6 +147,19 @@ class PretrainingObjective(nn.Module):
         views = Views(self.model, batch, batch.image, self.masker, self.mask_ratio, progress)
         vars(views).update(pooled_image=features.image, pooled_text=features.text)
         return views
+
+    def _feature_gradients(self, batch: Batch, progress: float, features: Contrast) -> tuple[Tensor, Tensor]:
+        """Gradient of the losses that span the batch by its pooled features: (B_p, D) and (U, W), float32.
+
+        Taken here, inside the module: Fabric lets nobody but its own `backward` go back through what it returns.
+        """
+        image, text = (tensor.detach().requires_grad_() for tensor in features)
+        with torch.enable_grad(), statistics_paused(self):
+            views = self._of_features(batch, progress, Contrast(image, text))
+            total, _, _ = self._sum(views, progress, spanning=True, others=False)
+        with torch.autocast(image.device.type, enabled=False):  # as in any backward pass
+            to_image, to_text = torch.autograd.grad(total, (image, text))
+        return to_image.float(), to_text.float()
 
     def _part(self, views: Views, progress: float, task: Part) -> tuple[Tensor, Losses, Report]:
         """Losses of this part's samples, and the gradient that the losses of the whole batch send through it."""
@@ -240,6 +253,11 @@ def build_objective(recipe: Recipe, model: MaskedCLIP) -> PretrainingObjective:
     encoder, context = model.encoder, BuildContext(recipe, model)
     terms: dict[str, nn.Module] = {}
     weights: dict[str, Weight] = {}
+    if chosen.needs_hidden and visible_patches(encoder.num_patches, chosen.mask_ratio) == encoder.num_patches:
+        raise UserError(
+            f"objective.mask_ratio: {chosen.mask_ratio:g} hides none of the {encoder.num_patches} patches, so masked "
+            "losses have no patch to learn from; give 0.75"
+        )
 
     with torch.random.fork_rng(devices=[]):
         if chosen.clip_weight > 0:
@@ -311,8 +329,7 @@ def _check_parts(field: str, part: object, recipe: Recipe) -> None:
 
 def _freeze_idle(model: MaskedCLIP, recipe: Recipe) -> None:
     """Without a loss in the shared space its projections have no work, which data-parallel training forbids."""
-    chosen = recipe.objective
-    if chosen.clip_weight > 0 or any(term.shares_space for term in chosen.term_options.values()):
+    if recipe.objective.shares_space:
         return
     if model.text_encoder is not None:
         model.text_encoder.projection.requires_grad_(False)

@@ -1,10 +1,11 @@
 """One cell of a study: train, evaluate, and write down what came out and what it cost.  A killed cell goes on."""
 
-import fcntl
 import json
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,32 @@ import torch
 
 from maskedclip.data.store import open_store
 from maskedclip.deployment.model import load
+from maskedclip.errors import UserError
 from maskedclip.evaluation.development import DevelopmentStore
 from maskedclip.evaluation.evaluate import evaluate
 from maskedclip.evaluation.feature_cache import CachedFeatures
 from maskedclip.evaluation.leakage import seen_in_pretraining
 from maskedclip.study.definition import Cell, Study
+from maskedclip.study.evaluated_step import VALIDATION, evaluated_step
+from maskedclip.study.locks import lock
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
+from maskedclip.training.stopping import REQUEUE
+from maskedclip.whole_files import write_whole
 
-VALIDATION = "probe_auroc"
 FAILED = "failed.txt"
+_TRACE = "failed.log"
+# What the step of the evaluated weights follows from.
+_CHOOSES = ("steps", "best_metric", "validate_every", "first_stage", "first_stage_share")
+
+
+class Ended(Enum):
+    """How a call of `run_cell` ended."""
+
+    FINISHED = "it is finished"
+    TAKEN = "another process is at it"
+    ASKED = "a scheduler asked for the end"
+    PAUSED = "training.max_minutes is over"
 
 
 def cell_folder(out: Path, cell: Cell) -> Path:
@@ -39,6 +56,30 @@ def read_failure(out: Path, cell: Cell) -> str | None:
     """Why the last attempt at an unfinished cell failed; None where none did."""
     path = cell_folder(out, cell) / FAILED
     return path.read_text().strip() if path.is_file() and read_result(out, cell) is None else None
+
+
+def read_finished(study: Study, out: Path, cell: Cell) -> dict[str, Any] | None:
+    """`read_result` with the step of the evaluated weights, which earlier versions did not write down."""
+    result = read_result(out, cell)
+    if result is not None and "evaluated_step" not in result:
+        recipe = study.recipe(cell.method, cell.size, cell.text_fraction, cell.seed, cell.steps)
+        if "recipe" in result:
+            kept = result["recipe"]["training"]  # of the version that trained, which may lack fields of this one
+            recipe = recipe.replace(training={name: kept[name] for name in _CHOOSES if name in kept})
+        result["evaluated_step"] = evaluated_step(recipe, result["validation"], cell_folder(out, cell) / "run")
+    return result
+
+
+def write_failure(out: Path, cell: Cell, error: Exception) -> str:
+    """Leave beside an unfinished cell why it failed, and where a fault isn't the user's its traceback; returns why."""
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    folder = cell_folder(out, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(error, UserError):
+        write_whole(folder / _TRACE, "".join(traceback.format_exception(error)))
+        said += f" ({folder / _TRACE})"
+    write_whole(folder / FAILED, f"{said}\n")
+    return said
 
 
 def changed_fields(study: Study, cell: Cell, result: dict[str, Any]) -> list[str]:
@@ -65,21 +106,18 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process has the cell to itself; the claim ends with the process, however it ends."""
+    """Whether this process has the cell to itself; the claim ends with the process, however it ends.
+
+    Raises:
+        NoLocksError: the file system has no locks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".claim").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+        yield lock(handle, wait=False)
 
 
-def run_cell(study: Study, cell: Cell, out: Path) -> bool:
-    """Train and evaluate a cell, or what is left of it.  Returns whether it is finished.
-
-    False: another process is at it, or a scheduler asked for the end; the next call goes on.
+def run_cell(study: Study, cell: Cell, out: Path) -> Ended:
+    """Train and evaluate a cell, or what is left of it; where it isn't finished, the next call goes on.
 
     Raises:
         UserError: the data or the recipe cannot be used.
@@ -87,16 +125,17 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
     folder = cell_folder(out, cell)
     with claimed(folder) as mine:
         if not mine:
-            return False
+            return Ended.TAKEN
         if read_result(out, cell) is not None:
-            return True
+            return Ended.FINISHED
         recipe = study.recipe(cell.method, cell.size, cell.text_fraction, cell.seed, cell.steps)
         run = folder / "run"
         done = pretrain(recipe, study.data, run, resume=True, command=["maskedclip", "study", study.name, cell.name])
         if not done.complete:
-            return False
+            return Ended.ASKED if done.status == REQUEUE else Ended.PAUSED
         target = folder / "evaluation"
-        (folder / FAILED).unlink(missing_ok=True)
+        for name in (FAILED, _TRACE):
+            (folder / name).unlink(missing_ok=True)
         if not (target / "results.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
             store = open_store(study.evaluate)
@@ -114,13 +153,12 @@ def run_cell(study: Study, cell: Cell, out: Path) -> bool:
                     extra={"seen_in_pretraining": seen_in_pretraining(run, store, rows)},
                 )
         result = {"cell": vars(cell) | {"name": cell.name}, "recipe": recipe.to_dict(), **_training(run)}
-        partial = folder / "cell.json.partial"
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(folder / "cell.json")
+        result["evaluated_step"] = evaluated_step(recipe, result["validation"], run)
+        write_whole(folder / "cell.json", json.dumps(result, indent=1) + "\n")
         shutil.rmtree(folder / "features", ignore_errors=True)
         for place in (run, run / "first_stage"):  # the model stays; a checkpoint is three times its size
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
-        return True
+        return Ended.FINISHED
 
 
 def _training(run: Path) -> dict[str, Any]:

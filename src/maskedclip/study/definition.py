@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from maskedclip.errors import UserError
+from maskedclip.evaluation.evaluate import PROTOCOLS
 from maskedclip.recipe import Recipe, load_recipe
 
 SHIPPED = Path(__file__).parent / "studies"
@@ -21,6 +22,12 @@ SHIPPED = Path(__file__).parent / "studies"
 _PATHS = ("model.image_weights", "model.text_encoder", "data.pairs")
 _PLACEHOLDER = re.compile(r"\{\w*\}")
 DEFAULT_SIZE = "default"
+# Fields that belong to the cell, with the key of a study that gives them.
+_OF_THE_CELL = {
+    "training.steps": "steps:",
+    "data.text_fraction": "grid: text_fractions:",
+    "seed": "grid: seeds:",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +73,8 @@ class Study:
         data: stores to train on; their fingerprints are recorded.
         evaluate: stores to evaluate on.
         methods, sizes: by name.
-        fields: recipe fields of all cells.
+        fields: recipe fields of all cells, the command line's among them.
+        overrides: recipe fields of the command line, which also win against those of methods and sizes.
         grid: which combinations are run.
         steps: optimizer steps of every cell of the comparison at equal steps.
         equal_time: a method; every cell then also runs for as many steps as take the time that this method needs for
@@ -87,6 +95,7 @@ class Study:
     methods: Mapping[str, Choice]
     sizes: Mapping[str, Choice]
     fields: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     grid: tuple[Block, ...]
     steps: int
     equal_time: str | None = None
@@ -111,6 +120,14 @@ class Study:
         }
         return sorted(found, key=lambda key: found[key])
 
+    @cached_property
+    def best_metrics(self) -> tuple[str, ...]:
+        """What chooses the steps whose weights are evaluated (`training.best_metric`), of all methods and sizes."""
+        cells = {(method, size): (fraction, seed) for method, size, fraction, seed in self.combinations}
+        trainings = [self.recipe(*pair, *rest, self.steps).training for pair, rest in cells.items()]
+        chosen = (training.best_metric for training in trainings if training.validate_every)
+        return tuple(sorted({metric for metric in chosen if metric is not None}))
+
     def recipe(self, method: str, size: str, text_fraction: float, seed: int, steps: int) -> Recipe:
         """The recipe of a cell; "{seed}" and "{text_fraction}" in a field that is a text stand for those of the cell.
 
@@ -119,7 +136,7 @@ class Study:
         """
         chosen = (self.methods[method], self.sizes[size])
         configs = [name for part in chosen for name in part.config]
-        fields = {**self.fields, **chosen[1].fields, **chosen[0].fields}
+        fields = {**self.fields, **chosen[1].fields, **chosen[0].fields, **self.overrides}
         own = {"{seed}": str(seed), "{text_fraction}": f"{text_fraction:g}"}
         fields = {name: _filled(value, own) for name, value in fields.items()}
         for name, value in fields.items():
@@ -147,6 +164,21 @@ def _text(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 
+def refuse_cell_fields(where: str, fields: Mapping[str, Any]) -> None:
+    """Refuse recipe fields in which the cells of a study differ, also where they stand in a section of fields.
+
+    Raises:
+        UserError: names the field and the key that gives it.
+    """
+    for name, value in fields.items():
+        inner = [f"{name}.{key}" for key in value] if isinstance(value, Mapping) else []
+        for given in (name, *inner):
+            if given in _OF_THE_CELL:
+                raise UserError(
+                    f"{where}{given}: is the cell's own in a study; give it as `{_OF_THE_CELL[given]}` in its file"
+                )
+
+
 def shipped_studies() -> list[str]:
     """Names of the studies that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -164,11 +196,12 @@ def load_study(
     Args:
         name: a path, or a shipped name.
         data, evaluate: stores instead of the file's.
-        overrides: recipe fields of all cells, over those of the file.
+        overrides: recipe fields of all cells, over those of the file, also over those of its methods and sizes.
 
     Raises:
         UserError: names the key, what is wrong, and the mend.
     """
+    refuse_cell_fields("--", overrides or {})
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = SHIPPED / f"{name}.yaml"
@@ -211,17 +244,22 @@ class _Reader:
             methods=methods,
             sizes=sizes,
             fields={**self._fields("set", self.given.get("set", {})), **overrides},
+            overrides=dict(overrides),
             grid=self._grid(methods, sizes),
             steps=self._count("steps", None),
             equal_time=self._method("equal_time", methods) if self.given.get("equal_time") else None,
             reference=self._method("reference", methods),
             chain=tuple(self._listed("chain", self.given.get("chain", []), list(methods))),
-            protocols=tuple(self._names("protocols", self.given.get("protocols", Study.protocols))),
+            protocols=tuple(
+                self._listed("protocols", self.given.get("protocols", Study.protocols), list(PROTOCOLS), "a protocol")
+            ),
             split=str(self.given.get("split", "test")),
             precision=str(self.given.get("precision", "32-true")),
-            replicates=self._count("replicates", 1000),
+            replicates=self._count("replicates", 1000, least=2),
             slurm={str(key): str(value) for key, value in self._mapping("slurm", self.given.get("slurm", {})).items()},
         )
+        if not study.protocols:
+            raise self.fail("protocols", f"none is given; choose from {', '.join(PROTOCOLS)}")
         if study.split not in ("test", "development"):
             raise self.fail("split", f"{study.split!r} is neither test nor development")
         if study.precision not in ("32-true", "bf16-mixed"):
@@ -284,6 +322,7 @@ class _Reader:
 
     def _fields(self, key: str, given: Any) -> dict[str, Any]:
         fields = {str(name): value for name, value in self._mapping(key, given).items()}
+        refuse_cell_fields(f"{self.path}: {key}: ", fields)
         for name in _PATHS:
             value = fields.get(name)
             if isinstance(value, str) and self._stands_beside(value):
@@ -300,10 +339,10 @@ class _Reader:
         default = "clip" if "clip" in methods else next(iter(methods))
         return self._listed(key, [self.given.get(key, default)], list(methods))[0]
 
-    def _count(self, key: str, default: int | None) -> int:
+    def _count(self, key: str, default: int | None, *, least: int = 1) -> int:
         value = self.given.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.fail(key, f"{value!r}; give a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.fail(key, f"{value!r}; give a whole number above {least - 1}")
         return value
 
     def _names(self, key: str, value: Any) -> list[str]:
@@ -318,13 +357,13 @@ class _Reader:
             raise self.fail(key, f"{value!r}; give numbers, e.g. [0.1, 0.25]")
         return listed
 
-    def _listed(self, key: str, value: Any, known: list[str]) -> list[str]:
+    def _listed(self, key: str, value: Any, known: list[str], what: str = "among the study's") -> list[str]:
         names = self._names(key, value)
         for name in names:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise self.fail(key, f"{name!r} is not among the study's; {hint}")
+                raise self.fail(key, f"{name!r} is not {what}; {hint}")
         return names
 
     def _mapping(self, key: str, value: Any) -> dict[str, Any]:

@@ -7,23 +7,24 @@ import numpy as np
 from maskedclip.evaluation.compare_read import MACRO
 from maskedclip.evaluation.report_figures import COLOURS, DASHES, chart
 from maskedclip.evaluation.statistics import Estimate
-from maskedclip.study.cells import VALIDATION
-from maskedclip.study.definition import Study
+from maskedclip.study.definition import DEFAULT_SIZE, Study
+from maskedclip.study.evaluated_step import VALIDATION
 from maskedclip.study.results import Budget
 
 _MARKERS = "osD^vPX<>hp"  # beside the colours, and not as many as they are: the eighth method has another pair
 
 
 def fraction_chart(study: Study, budget: Budget, section: tuple[str, str]) -> tuple[bytes, str] | None:
-    """Macro AUROC over the share of texts, a line a method, as SVG, and the same in words.
+    """Macro AUROC over the share of texts, a line for each method and size, as SVG, and the same in words.
 
-    None where no method has two shares.
+    None where no method has two shares at one size.
     """
     points: dict[str, list[tuple[float, Estimate]]] = {}
     for group in budget.groups:
         estimate = budget.value(group, (*section, MACRO))
         if estimate is not None and not np.isnan(estimate.value):
-            points.setdefault(group.method, []).append((group.text_fraction, estimate))
+            name = group.method if group.size == DEFAULT_SIZE else f"{group.method}, {group.size}"
+            points.setdefault(name, []).append((group.text_fraction, estimate))
     if max(map(len, points.values()), default=0) < 2:
         return None
     with chart(3.6, 2.7) as (axes, buffer):

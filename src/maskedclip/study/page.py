@@ -12,9 +12,20 @@ from maskedclip.evaluation.compare_table import to_latex, to_markdown
 from maskedclip.evaluation.report_names import row_name
 from maskedclip.html import Section, Table, escape, figure, grid, page, paragraph, picture
 from maskedclip.study.cells import cell_folder, read_failure, read_result
-from maskedclip.study.definition import Cell, Study
+from maskedclip.study.checks import changed_data, chosen_on_reported
+from maskedclip.study.definition import Cell, Choice, Study
 from maskedclip.study.figures import fraction_chart, validation_chart
-from maskedclip.study.results import SECTIONS, Budget, Group, chain_sheet, means_sheet, read_budgets, verdicts
+from maskedclip.study.results import (
+    SECTIONS,
+    Budget,
+    Group,
+    chain_sheet,
+    means_sheet,
+    read_budgets,
+    verdicts,
+    why_no_verdict,
+)
+from maskedclip.whole_files import write_whole
 
 
 def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, list[str]]:
@@ -35,17 +46,20 @@ def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, li
     said = [line for budget in budgets for line in verdicts(study, budget)]
     progress = f"{finished} of {len(cells)} cells are finished"
     failed = [f"{cell.name} failed: {reason}" for cell in cells if (reason := read_failure(out, cell)) is not None]
-    warnings = [*failed, *_leakage(out, cells)]
-    sections = [Section(anchor="answer", title="What came out", body=_answer(study, said, progress, warnings))]
+    changed = [f"Warning: {line}" for line in changed_data(study, out, cells)]
+    chosen = chosen_on_reported(study)
+    warnings = [*failed, *changed, *([f"Warning: {chosen}"] if chosen else []), *_leakage(out, cells)]
+    told = said or [why_no_verdict(study, finished, len(cells))]
+    sections = [Section(anchor="answer", title="What came out", body=_answer(study, told, progress, warnings))]
     for budget in budgets:
         sections.append(Section(anchor=budget.name, title=budget.title, body=_budget(study, budget)))
     sections.append(Section(anchor="how", title="How it was done", body=_how(study, out)))
     html = page(title=f"Study: {study.name.replace('_', ' ')}", subtitle=progress, sections=sections)
-    _write(out / "study.html", html)
-    _write(out / "study.md", to_markdown(tables))
-    _write(out / "study.tex", to_latex(tables))
-    _write(out / "results.json", json.dumps(_as_json(study, budgets, said, progress), indent=1) + "\n")
-    return out / "study.html", [progress, *said, *failed]
+    write_whole(out / "study.html", html)
+    write_whole(out / "study.md", to_markdown(tables))
+    write_whole(out / "study.tex", to_latex(tables))
+    write_whole(out / "results.json", json.dumps(_as_json(study, budgets, said, progress), indent=1) + "\n")
+    return out / "study.html", [progress, *told, *failed, *changed]
 
 
 def _leakage(out: Path, cells: Sequence[Cell]) -> list[str]:
@@ -63,9 +77,8 @@ def _leakage(out: Path, cells: Sequence[Cell]) -> list[str]:
 
 def _answer(study: Study, said: Sequence[str], progress: str, warnings: Sequence[str]) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in said)
-    listed = f"<ul>{lines}</ul>" if lines else paragraph("Too few cells are finished for a comparison.")
     notes = "".join(paragraph(line, "note") for line in warnings)
-    return (paragraph(study.about) if study.about else "") + paragraph(f"{progress}.") + listed + notes
+    return (paragraph(study.about) if study.about else "") + paragraph(f"{progress}.") + f"<ul>{lines}</ul>" + notes
 
 
 def _budget(study: Study, budget: Budget) -> str:
@@ -103,18 +116,23 @@ def _table(sheet: Sheet) -> str:
 
 def _how(study: Study, out: Path) -> str:
     given = json.loads((out / "study.json").read_text()) if (out / "study.json").is_file() else {}
-    entries = [(name, value) for name, value in given.items() if name != "fields"] + list(
-        given.get("fields", {}).items()
-    )
-    methods = [
-        (f"method {name}", " + ".join(choice.config) + _set(choice.fields)) for name, choice in study.methods.items()
-    ]
-    rows = [[escape(name), escape(value)] for name, value in (*entries, *methods)]
+    fields = given.pop("fields", {})
+    entries: dict[str, object] = {
+        **given,
+        "protocols": ", ".join(study.protocols),
+        "reference": study.reference,
+        "chain": ", ".join(study.chain) or "none",
+        **fields,
+        **{f"size {name}": _choice(choice) for name, choice in study.sizes.items()},
+        **{f"method {name}": _choice(choice) for name, choice in study.methods.items()},
+    }
+    rows = [[escape(name), escape(value)] for name, value in entries.items()]
     return Table(caption="The study's settings", columns=("what", "value"), rows=rows).render()
 
 
-def _set(fields: object) -> str:
-    return f" with {json.dumps(fields)}" if fields else ""
+def _choice(choice: Choice) -> str:
+    """The recipes that a method or size stacks, and the fields that it sets."""
+    return " + ".join(choice.config) + (f" with {json.dumps(choice.fields)}" if choice.fields else "")
 
 
 def _as_json(study: Study, budgets: Sequence[Budget], said: Sequence[str], progress: str) -> dict:
@@ -140,9 +158,3 @@ def _as_json(study: Study, budgets: Sequence[Budget], said: Sequence[str], progr
             groups.append(vars(group) | figures)
         result[budget.name] = groups
     return result
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

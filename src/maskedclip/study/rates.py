@@ -1,21 +1,28 @@
 """How long a step of each method takes on this machine, so that methods can be given the same time.
 
 Runs of a few steps in alternation, through the real loop with its loader; the fastest of the medians of each method,
-since a neighbour can only slow a step down.  Written once to OUT/rates.json: a resumed study keeps its steps.
+since a neighbour can only slow a step down.  Written once to OUT/rates.json, each with a hash of its recipe: a resumed
+study keeps its steps, and a method that means something else by now is measured anew while none of its cells is
+finished.
 """
 
-import fcntl
+import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from maskedclip.console import bar, say
+from maskedclip.recipe import Recipe
 from maskedclip.study.definition import Study
+from maskedclip.study.ending import check_not_asked
+from maskedclip.study.locks import lock
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
+from maskedclip.whole_files import write_whole
 
 RATES = "rates.json"
 STEPS, ROUNDS = 8, 3
@@ -36,36 +43,72 @@ def step_rates(study: Study, out: Path) -> Rates:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Only one process measures at a time, whose figures the others then find."""
+    """Only one process measures at a time, whose figures the others then find.
+
+    Raises:
+        NoLocksError: the file system has no locks.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".rates").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, wait=True)
         yield
 
 
 def _measured(study: Study, out: Path) -> Rates:
-    path = out / RATES
-    known, missing = _known(out), unmeasured(study, out)
+    missing = unmeasured(study, out)
     if missing:
         say(f"measuring the seconds of a step of {len(missing)} methods, for the comparison at equal time")
-        found: dict[str, list[float]] = {}
+        found: dict[tuple[str, str], list[float]] = {}
         with bar("rates", len(missing) * ROUNDS) as shown:
             for _ in range(ROUNDS):
-                for method, size in missing:
-                    found.setdefault(_name(method, size), []).append(_seconds(study, method, size))
+                for pair in missing:
+                    found.setdefault(pair, []).append(_seconds(study, *pair))
                     shown.advance()
-        known |= {name: min(values) for name, values in found.items()}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(known, indent=1) + "\n")
-        partial.replace(path)
-    return known
+        entries = _entries(out)
+        for pair, values in found.items():
+            entries[_name(*pair)] = {"seconds": min(values), "recipe": _recipe_hash(study, *pair)}
+        write_whole(out / RATES, json.dumps(entries, indent=1) + "\n")
+    return _known(out)
 
 
 def unmeasured(study: Study, out: Path) -> list[tuple[str, str]]:
-    """Methods with sizes of the grid whose step OUT/rates.json doesn't tell."""
-    known = _known(out)
+    """Methods with sizes of the grid whose step OUT/rates.json doesn't tell, or tells of another recipe.
+
+    Where a cell is finished whose steps follow from a rate, the rate stays: the cells beside it have to fit.
+    """
+    entries = _entries(out)
     pairs = dict.fromkeys((method, size) for method, size, _, _ in study.combinations)
-    return [pair for pair in pairs if _name(*pair) not in known]
+    return [
+        pair
+        for pair in pairs
+        if _name(*pair) not in entries or (_changed(study, entries, *pair) and not _is_used(study, out, *pair))
+    ]
+
+
+def _changed(study: Study, entries: Mapping[str, Any], method: str, size: str) -> bool:
+    """Whether a rate is of another recipe; one of an earlier version, which kept no hash, counts as of this one."""
+    entry = entries[_name(method, size)]
+    return isinstance(entry, dict) and entry["recipe"] != _recipe_hash(study, method, size)
+
+
+def _is_used(study: Study, out: Path, method: str, size: str) -> bool:
+    """Whether a cell is finished whose number of steps the rate decides: of the method, or of all for equal_time's."""
+    methods = "*" if method == study.equal_time else method
+    return any((out / "cells").glob(f"{methods}-{size}-text*/cell.json"))
+
+
+def _recipe_hash(study: Study, method: str, size: str) -> str:
+    """Of the recipe without what belongs to a cell; what a cell's seed fills in is that of the first seed."""
+    fields = _measured_recipe(study, method, size).to_dict()
+    del fields["seed"], fields["data"]["text_fraction"], fields["training"]["steps"]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _measured_recipe(study: Study, method: str, size: str) -> Recipe:
+    """Of a method's largest share of the texts, and of the first seed that has it."""
+    found = [(fraction, seed) for name, own, fraction, seed in study.combinations if (name, own) == (method, size)]
+    fraction, seed = max(found, key=lambda entry: entry[0])
+    return study.recipe(method, size, fraction, seed, STEPS)
 
 
 def equal_time_steps(study: Study, rates: Rates, method: str, size: str) -> int:
@@ -75,6 +118,13 @@ def equal_time_steps(study: Study, rates: Rates, method: str, size: str) -> int:
 
 
 def _known(out: Path) -> Rates:
+    return {
+        name: entry["seconds"] if isinstance(entry, dict) else float(entry) for name, entry in _entries(out).items()
+    }
+
+
+def _entries(out: Path) -> dict[str, Any]:
+    """By "method size" {"seconds", "recipe"}, or of an earlier version the seconds alone."""
     path = out / RATES
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -85,8 +135,7 @@ def _name(method: str, size: str) -> str:
 
 def _seconds(study: Study, method: str, size: str) -> float:
     """Median seconds of a step, its first steps left out."""
-    fraction = max(entry[2] for entry in study.combinations if entry[:2] == (method, size))
-    recipe = study.recipe(method, size, fraction, 0, STEPS)
+    recipe = _measured_recipe(study, method, size)
     two_stages, share = recipe.training.first_stage is not None, recipe.training.first_stage_share
     recipe = recipe.replace(
         training={
@@ -102,7 +151,7 @@ def _seconds(study: Study, method: str, size: str) -> float:
     )
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
-        pretrain(recipe, study.data, run, command=["maskedclip", "study"])
+        check_not_asked(pretrain(recipe, study.data, run, command=["maskedclip", "study"]))
         last = _median(run)
         return share * _median(run / "first_stage") + (1 - share) * last if two_stages else last
 

@@ -1,6 +1,7 @@
 """What the finished cells of a study say: means over seeds, paired differences, and what each cost."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from maskedclip.evaluation.compare_sheets import Sheet
 from maskedclip.evaluation.report_names import row_name
 from maskedclip.evaluation.retrieval import PER_TEXT
 from maskedclip.evaluation.statistics import Estimate
-from maskedclip.study.cells import VALIDATION, cell_folder, read_result
+from maskedclip.study.cells import cell_folder, read_finished
+from maskedclip.study.checks import chosen_on_reported
 from maskedclip.study.definition import DEFAULT_SIZE, Cell, Study
+from maskedclip.study.evaluated_step import VALIDATION, at_the_start, best_trained
 
 SECTIONS = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
 _RETRIEVAL: Key = ("retrieval", PER_TEXT, "recall_at_10")
@@ -68,7 +71,10 @@ class Budget:
 
 
 def read_budgets(study: Study, out: Path, cells: Sequence[Cell]) -> list[Budget]:
-    """The comparison at equal time, where the study has one, and that at equal steps; none without a finished cell."""
+    """The comparison at equal time, where the study has one, and that at equal steps; none without a finished cell.
+
+    A comparison in which only one method is finished is left out beside another one.
+    """
     count = len(study.combinations)
     parts = {
         "steps": (f"Equal steps: {study.steps:,} optimizer steps each", [c for c in cells if c.steps == study.steps])
@@ -76,30 +82,37 @@ def read_budgets(study: Study, out: Path, cells: Sequence[Cell]) -> list[Budget]
     if study.equal_time:
         title = f"Equal time: each as long as {study.steps:,} steps of {study.equal_time} take"
         parts = {"time": (title, list(cells[:count])), **parts}
-    budgets = []
-    for name, (title, wanted) in parts.items():
-        groups: dict[Group, list[tuple[Cell, dict[str, Any]]]] = {}
-        for cell in wanted:
-            if (result := read_result(out, cell)) is not None:
-                group = Group(size=cell.size, text_fraction=cell.text_fraction, method=cell.method)
-                groups.setdefault(group, []).append((cell, result))
-        if not groups:
-            continue
-        order = list(study.methods)
-        groups = dict(
-            sorted(groups.items(), key=lambda part: (part[0].size, part[0].text_fraction, order.index(part[0].method)))
-        )
-        folders = {
-            group.name: [cell_folder(out, cell) / "evaluation" for cell, _ in found] for group, found in groups.items()
-        }
-        # One seed draws other texts where it keeps another share of them.
-        blocks = {
-            group.name: [(cell.size, cell.text_fraction, cell.seed) for cell, _ in found]
-            for group, found in groups.items()
-        }
-        comparison = compare_groups(folders, next(iter(folders)), blocks=blocks, replicates=study.replicates)
-        budgets.append(Budget(name=name, title=title, groups=groups, comparison=comparison))
-    return budgets
+    found = {name: _groups(study, out, wanted) for name, (_, wanted) in parts.items()}
+    found = {name: groups for name, groups in found.items() if groups}
+    comparing = {name: groups for name, groups in found.items() if len({group.method for group in groups}) > 1}
+    return [
+        Budget(name=name, title=parts[name][0], groups=groups, comparison=_compare(study, out, groups))
+        for name, groups in (comparing or dict(list(found.items())[:1])).items()
+    ]
+
+
+def _groups(study: Study, out: Path, cells: Sequence[Cell]) -> dict[Group, list[tuple[Cell, dict[str, Any]]]]:
+    """The finished ones among some cells, by size, share of the texts, and the study's order of methods."""
+    groups: dict[Group, list[tuple[Cell, dict[str, Any]]]] = {}
+    for cell in cells:
+        if (result := read_finished(study, out, cell)) is not None:
+            group = Group(size=cell.size, text_fraction=cell.text_fraction, method=cell.method)
+            groups.setdefault(group, []).append((cell, result))
+    order = list(study.methods)
+    return dict(
+        sorted(groups.items(), key=lambda part: (part[0].size, part[0].text_fraction, order.index(part[0].method)))
+    )
+
+
+def _compare(study: Study, out: Path, groups: Mapping[Group, Sequence[tuple[Cell, dict[str, Any]]]]) -> GroupComparison:
+    folders = {
+        group.name: [cell_folder(out, cell) / "evaluation" for cell, _ in found] for group, found in groups.items()
+    }
+    # One seed draws other texts where it keeps another share of them.
+    blocks = {
+        group.name: [(cell.size, cell.text_fraction, cell.seed) for cell, _ in found] for group, found in groups.items()
+    }
+    return compare_groups(folders, next(iter(folders)), blocks=blocks, replicates=study.replicates)
 
 
 def means_sheet(study: Study, budget: Budget) -> Sheet:
@@ -107,7 +120,8 @@ def means_sheet(study: Study, budget: Budget) -> Sheet:
     retrieves = any(_RETRIEVAL in parts for parts in budget.comparison.distributions.values())
     columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS)]
     columns += ["Image to text, recall at 10, mean over texts"] * retrieves
-    columns += [f"encoder minus {study.reference}", "steps", "minutes", "images/s", "memory, GB", "best on validation"]
+    columns += [f"encoder minus {study.reference}", "steps", "step evaluated", "minutes", "images/s", "memory, GB"]
+    columns += ["at the start", "best on validation"]
     sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
     for group, found in budget.groups.items():
         reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
@@ -149,13 +163,14 @@ def chain_sheet(study: Study, budget: Budget) -> Sheet | None:
 
 
 def verdicts(study: Study, budget: Budget) -> list[str]:
-    """The two questions of the experiment, by probe and by words, answered in sentences, also where it is no."""
+    """The two questions of the experiment, by probe and by words, answered in sentences, also where it is no.
+
+    Of the method that the study is about (equal_time, or the end of the chain), or of all where it is about none.
+    """
     said = []
-    method = study.equal_time or study.chain[-1] if study.chain or study.equal_time else None
-    if method is None or method == study.reference:
-        return said
+    about = study.equal_time or (study.chain[-1] if study.chain else study.reference)
     for group in budget.groups:
-        if group.method != method:
+        if group.method == study.reference or about not in (group.method, study.reference):
             continue
         same = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
         full = Group(size=group.size, text_fraction=1.0, method=study.reference)
@@ -163,36 +178,55 @@ def verdicts(study: Study, budget: Budget) -> list[str]:
             for name, section in (("linear probe on f", SECTIONS[0]), ("zero-shot", SECTIONS[2])):
                 found = budget.difference(group, other, (*section, MACRO))
                 if found is not None:
-                    said.append(_verdict(budget, group, other, name, found))
+                    varies = bool(budget.comparison.variances[(*section, MACRO)].freedom)
+                    said.append(_verdict(budget, group, other, name, found, varies))
     return said
 
 
-def _verdict(budget: Budget, group: Group, other: Group, name: str, found: Estimate) -> str:
+def why_no_verdict(study: Study, finished: int, cells: int) -> str:
+    """What the reader of a study without a verdict is told."""
+    if len({method for method, *_ in study.combinations}) < 2:
+        return "The study has one method, so there is nothing to compare it with."
+    if finished < cells:
+        return "Too few cells are finished for a comparison."
+    if not {"linear", "zero_shot"} & set(study.protocols):
+        return (
+            f"The protocols ({', '.join(study.protocols)}) give no linear probe and no zero-shot scores, which the "
+            "sentences here are about; the tables have what there is."
+        )
+    return (
+        f"No method can be compared with the reference ({study.reference}): none has a size, a share of the texts and "
+        "scores in common with it."
+    )
+
+
+def _verdict(budget: Budget, group: Group, other: Group, name: str, found: Estimate, varies: bool) -> str:
     words = "above" if found.low > 0 else "below" if found.high < 0 else "not shown to differ from"
     seeds = f"{len(budget.groups[group])} and {len(budget.groups[other])} seeds"
+    if not varies:
+        seeds += "; one training each: the chance of training is not in the interval"
     return (
         f"{budget.title.split(':')[0]}: {group.name} is {words} {other.name}, {name}: {found.value:+.3f} "
         f"({found.low:+.3f} to {found.high:+.3f}, n {found.n:,}, {seeds})"
     )
 
 
-def best_validation(result: Mapping[str, Any]) -> float | None:
-    """The highest AUROC of the online probe on validation rows in a cell's run."""
-    values = [entry[VALIDATION] for entry in result["validation"]]
-    return max(values) if values else None
-
-
 def _costs(found: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
     seconds = statistics.mean(result["seconds"] for _, result in found)
     rate = statistics.mean(result["images_per_second"] or 0.0 for _, result in found)
     taken = [value for _, result in found if (value := result.get("peak_memory_bytes"))]
-    best = [value for _, result in found if (value := best_validation(result)) is not None]
+    evaluated = ("–" if result["evaluated_step"] is None else f"{result['evaluated_step']:,}" for _, result in found)
+    validated = [
+        [value for _, result in found if (value := figure(result["validation"])) is not None]
+        for figure in (at_the_start, best_trained)
+    ]
     return [
         f"{found[0][0].steps:,}",
+        ", ".join(evaluated),
         f"{seconds / 60:.1f}",
         f"{rate:.0f}",
         f"{max(taken) / 1e9:.1f}" if taken else "–",
-        f"{statistics.mean(best):.3f}" if best else "–",
+        *(f"{statistics.mean(values):.3f}" if values else "–" for values in validated),
     ]
 
 
@@ -207,7 +241,9 @@ def _notes(study: Study, budget: Budget) -> list[str]:
         "Minutes: of training steps, on a machine that may have been shared; the steps of the comparison at equal time "
         "follow from rates measured beforehand in alternation (rates.json).",
         "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",
-        "Best on validation: the online probe's AUROC at its best, mean over the seeds.",
+        "At the start and best on validation: the online probe's AUROC before the first step and at its best after it, "
+        "mean over the seeds.",
+        *_choice_notes(study),
     ]
     parts = comparison.distributions.values()
     if texts := next((part[_RETRIEVAL].n for part in parts if _RETRIEVAL in part), 0):
@@ -217,5 +253,27 @@ def _notes(study: Study, budget: Budget) -> list[str]:
         )
     elif any(key[0] == "retrieval" for part in parts for key in part):
         notes.append("Recall is left out: the evaluations are of an earlier version, which did not keep the texts.")
-    seeds = {len(found) for found in budget.groups.values()}
-    return notes + (["Some groups have fewer seeds than others: the study is not finished."] if len(seeds) > 1 else [])
+    return notes + _seed_notes(study, budget)
+
+
+def _seed_notes(study: Study, budget: Budget) -> list[str]:
+    """Whether seeds are missing, or fewer of some groups by the study's own grid."""
+    wanted = Counter(
+        Group(size=size, text_fraction=fraction, method=method) for method, size, fraction, _ in study.combinations
+    )
+    if any(len(found) < wanted[group] for group, found in budget.groups.items()):
+        return ["Some groups lack seeds: the study is not finished."]
+    unequal = len({len(found) for found in budget.groups.values()}) > 1
+    return ["Some groups have fewer seeds than others, as the study's grid says."] if unequal else []
+
+
+def _choice_notes(study: Study) -> list[str]:
+    """What chose the step of the evaluated weights, where anything did."""
+    if not study.best_metrics:
+        return []
+    metric = "online probe" if study.best_metrics == (VALIDATION,) else " or ".join(study.best_metrics)
+    notes = [
+        f"The weights that are evaluated are those of the step with the best {metric} on validation rows (training."
+        "best_metric); step evaluated: of each seed."
+    ]
+    return notes + ([warning] if (warning := chosen_on_reported(study)) is not None else [])

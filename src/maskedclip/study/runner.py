@@ -1,16 +1,23 @@
 """All cells of a study in turn; finished cells are kept, a killed one goes on."""
 
+import gc
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from maskedclip.console import minutes, say
 from maskedclip.errors import UserError
-from maskedclip.study.cells import FAILED, cell_folder, changed_fields, read_result, run_cell
+from maskedclip.study.cells import Ended, cell_folder, changed_fields, read_result, run_cell, write_failure
 from maskedclip.study.definition import Cell, Study
-from maskedclip.study.rates import equal_time_steps, step_rates
+from maskedclip.study.ending import AskedToEnd
+from maskedclip.study.locks import NoLocksError
+from maskedclip.study.rates import RATES, equal_time_steps, step_rates
+from maskedclip.whole_files import PARTIAL, write_whole
+
+_MARK = "study.json"
 
 
 def study_cells(study: Study, out: Path) -> list[Cell]:
@@ -28,26 +35,37 @@ def study_cells(study: Study, out: Path) -> list[Cell]:
 
 
 def claim(study: Study, out: Path, settings: dict) -> None:
-    """Make OUT this study's, or refuse it.
+    """Make OUT this study's, or refuse it; a study of which no cell has begun takes other settings.
 
     Raises:
         UserError: OUT holds something else, or the same study with other settings.
     """
-    mark = out / "study.json"
+    mark = out / _MARK
     if mark.is_file():
-        before = json.loads(mark.read_text())
+        try:
+            before = json.loads(mark.read_text())
+        except ValueError:
+            raise UserError(f"{mark}: is damaged; remove it, or choose another --out") from None
         # What an earlier version did not write down is not compared.
         different = sorted(key for key in before if before[key] != settings.get(key))
-        if different:
+        if not different:
+            return
+        if _has_begun(out):
             raise UserError(
                 f"--out {out}: holds this study with other settings ({', '.join(different)}); give them again as they "
                 "were, or choose another folder"
             )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if "data" in different:  # of other images steps take another time
+            (out / RATES).unlink(missing_ok=True)
+    elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(PARTIAL) for entry in out.iterdir())):
         raise UserError(f"--out {out}: exists and is no study's folder; choose another one")
     out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(settings, indent=1) + "\n")
+    write_whole(mark, json.dumps(settings, indent=1) + "\n")
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether anything of a cell has been trained; a folder in which one failed before that holds nothing to lose."""
+    return any(next((out / "cells").glob(f"*/{name}"), None) is not None for name in ("run", "evaluation", "cell.json"))
 
 
 def check_cells(study: Study, out: Path, cells: Sequence[Cell]) -> None:
@@ -78,12 +96,14 @@ def _check_pairs(study: Study, out: Path, cells: Sequence[Cell]) -> None:
 def run_study(study: Study, out: Path, *, minutes_limit: float = 0.0) -> tuple[int, int]:
     """Run what is left, cell by cell; several processes may share the work.  Returns finished cells, and all.
 
-    A cell that fails, as one that diverges, is told, and the others go on; the next call tries it again.
+    A cell that fails, as one that diverges or needs more memory than there is, is told, and the others go on; the next
+    call tries it again.
 
     minutes_limit: no further cell is begun after so many minutes; 0 is no limit.
 
     Raises:
         UserError: of the first cell that failed, where none was finished in this call or before.
+        AskedToEnd: a scheduler asked for the end.
     """
     cells = study_cells(study, out)
     check_cells(study, out, cells)
@@ -99,19 +119,32 @@ def run_study(study: Study, out: Path, *, minutes_limit: float = 0.0) -> tuple[i
         say(f"cell {place + 1} of {len(cells)}: {cell.name}{about}")
         started = time.monotonic()
         try:
-            done = run_cell(study, cell, out)
-        except UserError as error:
-            failures.append(error)
-            (cell_folder(out, cell) / FAILED).write_text(f"{error}\n")
-            say(f"cell {cell.name}: failed: {error}")
+            ended = run_cell(study, cell, out)
+        except NoLocksError:
+            raise
+        except Exception as error:
+            said = write_failure(out, cell, error)
+            failures.append(said)
+            say(f"cell {cell.name}: failed: {said}")
+            _free(error)
             continue
-        if done:
+        if ended is Ended.ASKED:
+            raise AskedToEnd(f"cell {cell.name}: {ended.value}")
+        if ended is Ended.FINISHED:
             spent.append(time.monotonic() - started)
         else:
-            say(f"cell {cell.name}: not finished here; another process may be at it")
+            say(f"cell {cell.name}: not finished here: {ended.value}")
     if failures and not any(read_result(out, cell) for cell in cells):
-        raise failures[0]
+        raise UserError(failures[0])
     return sum(read_result(out, cell) is not None for cell in cells), len(cells)
+
+
+def _free(error: Exception) -> None:
+    """Let go of what a failed training holds, or the next one finds no memory."""
+    error.__traceback__ = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def most_cells(study: Study) -> int:
@@ -126,13 +159,28 @@ def most_cells(study: Study) -> int:
 
 
 def run_one(study: Study, out: Path, place: int) -> None:
-    """Run one cell by its number, as a job of an array does; exit status 75 asks for another start."""
+    """Run one cell by its number, as a job of an array does.
+
+    Raises:
+        UserError: no such number.
+        AskedToEnd: the cell is not finished and nobody else is at it, so it needs another start.
+        Exception: what the cell failed of.
+    """
     cells = study_cells(study, out)
     if not 0 <= place < most_cells(study):
         raise UserError(f"--cell: {place} is none of 0 .. {most_cells(study) - 1}")
     if place >= len(cells):
         say(f"cell {place}: the rates left {len(cells)} cells; nothing to do")
         return
-    if not run_cell(study, cells[place], out):
-        say(f"cell {cell_folder(out, cells[place])}: not finished")
-        sys.exit(75)
+    cell = cells[place]
+    try:
+        ended = run_cell(study, cell, out)
+    except NoLocksError:
+        raise
+    except Exception as error:
+        write_failure(out, cell, error)
+        raise
+    if ended is Ended.TAKEN:
+        say(f"cell {cell.name}: {ended.value}; nothing to do")
+    elif ended is not Ended.FINISHED:
+        raise AskedToEnd(f"cell {cell.name}: {ended.value}")

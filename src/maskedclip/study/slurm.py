@@ -12,6 +12,9 @@ from maskedclip.study.definition import Study
 from maskedclip.study.rates import unmeasured
 from maskedclip.study.runner import most_cells, study_cells
 
+# What was asked to end wants to be started again, which status 75 says.
+_REQUEUE = 'status=$?; [ $status -eq 75 ] && scontrol requeue "$SLURM_JOB_ID"; exit $status'
+
 
 def submit(study: Study, out: Path, command: Sequence[str]) -> str:
     """Write OUT/study.sbatch, an array job with a task for each unfinished cell, and hand it to SLURM.
@@ -42,9 +45,8 @@ def submit(study: Study, out: Path, command: Sequence[str]) -> str:
     array = _write(
         out / "study.sbatch",
         {"output": str(out / "slurm-%A-%a.log")} | options | {"array": ",".join(map(str, left))},
-        # A training asks to be started again with status 75.
         f"{given} --cell $SLURM_ARRAY_TASK_ID",
-        'status=$?; [ $status -eq 75 ] && scontrol requeue "$SLURM_JOB_ID"; exit $status',
+        _REQUEUE,
     )
     count = f"at most {len(left)} cells" if measures else f"{len(left)} cells"
     if not measures:
@@ -55,6 +57,7 @@ def submit(study: Study, out: Path, command: Sequence[str]) -> str:
         out / "rates.sbatch",
         options | {"job-name": f"{study.name}-rates", "output": str(out / "slurm-rates-%j.log")},
         f"{given} --rates",
+        _REQUEUE,
     )
     if shutil.which("sbatch") is None:
         by_hand = f"sbatch --kill-on-invalid-dep=yes --dependency=afterok:$(sbatch --parsable {rates}) {array}"

@@ -149,6 +149,33 @@ def prune_checkpoints(folder: Path, keep: int, name: str = "step") -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def keep_best(folder: Path, progress: Progress) -> None:
+    """Delete all checkpoints of best steps but that which a run knows of."""
+    for path in list_checkpoints(folder, "best"):
+        if progress.best is None or path != _best(folder, progress):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore_best(folder: Path, progress: Progress) -> str | None:
+    """Keep the best checkpoint that a resumed run knows of: later ones are of steps that are done anew.
+
+    All ranks must call.  Where it is gone, the run forgets it; returns a line that says so.
+    """
+    gone = progress.best is not None and not _best(folder, progress).is_dir()
+    wait_for_all()  # all have looked before one deletes
+    if rank_and_world()[0] == 0:
+        keep_best(folder, progress)
+    if not gone:
+        return None
+    line = f"the best checkpoint (of step {progress.best_step}) is gone; the next validation is the best so far"
+    progress.best, progress.best_step, progress.stale = None, 0, 0
+    return line
+
+
+def _best(folder: Path, progress: Progress) -> Path:
+    return folder / f"best-{progress.best_step:08d}"
+
+
 def _own_part(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """This rank's rows of sharded tensors, and on the first rank the others."""
     mine = {}

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
-from maskedclip.data.images import image_batches, stored_image
+from maskedclip.console import say
+from maskedclip.data.images import image_batches, stored_image, undecodable
 from maskedclip.data.store import Store
+from maskedclip.errors import UserError
 from maskedclip.evaluation.knn import nearest_neighbours
 from maskedclip.evaluation.probe import linear_probe
 from maskedclip.evaluation.selection import ranking_quality
@@ -37,20 +39,43 @@ class Monitor:
     """Scores the encoder on rows that are fixed for a run: some of the training split, some of the validation split."""
 
     def __init__(self, store: Store, recipe: Recipe, preprocessing: Preprocessing) -> None:
+        """All ranks must make theirs; rows that cannot be decoded are left out, and told.
+
+        Raises:
+            UserError: no row that it would look at can be decoded; all ranks raise it.
+        """
         self.store, self.preprocessing = store, preprocessing
         limit = recipe.training.validate_rows
         random = np.random.Generator(np.random.Philox(key=np.asarray([recipe.seed, _STREAM], np.uint64)))
         self.tasks: dict[str, Task] = {}
-        self.validation = _some(store.rows("val"), limit, random)
+        self._damaged = 0
+        self.validation = self._decodable(_some(store.rows("val"), limit, random))
         tasks = read_tasks(store.labels)[0]
         labelled = np.any([task.known for task in tasks.values()], axis=0) if tasks else np.zeros(len(store), bool)
         train = store.rows("train")
-        self.train = _some(train[labelled[train]], limit, random)
+        self.train = self._decodable(_some(train[labelled[train]], limit, random))
         if len(self.validation) and len(self.train):
             self.rows = np.concatenate([self.train, self.validation])
             self.splits = np.asarray(["train"] * len(self.train) + ["test"] * len(self.validation))
             self.tasks = {name: task.on(self.rows) for name, task in tasks.items()}
-        self.watched = self.validation if len(self.validation) else _some(train, min(limit, 256), random)
+        self.watched = self.validation
+        if not len(self.watched):
+            self.watched = self._decodable(_some(train, min(limit, 256), random))
+        if not len(self.watched):
+            raise UserError(
+                "--data: no row that the online probes would read can be decoded; the store is damaged, curate it "
+                "again, or give --training.validate_every 0"
+            )
+        if self._damaged and rank_and_world()[0] == 0:
+            say(f"online probes leave out rows that cannot be decoded: {self._damaged:,}; curate the store again")
+
+    def _decodable(self, rows: np.ndarray) -> np.ndarray:
+        """The rows that can be decoded, tried by all ranks now: one that failed later would leave others waiting."""
+        rank, world = rank_and_world()
+        mine = rows[rank::world]
+        damaged = np.concatenate(everybody(mine[undecodable(self.store, mine)]))
+        self._damaged += len(damaged)
+        return rows[~np.isin(rows, damaged)]
 
     @torch.inference_mode()
     def measure(self, model: MaskedCLIP) -> dict[str, float]:
@@ -108,6 +133,20 @@ class Monitor:
         tokens = model.bridge(model.encoder(to_input(image, self.preprocessing)))
         pooled = model.pool(tokens).cpu().numpy()
         return {"target_spread": float(spread(model.encoder.patches(tokens))), "target_rank": effective_rank(pooled)}
+
+
+def chosen_figure(figures: dict[str, float], metric: str) -> float:
+    """The figure that `training.best_metric` names.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if metric not in figures:
+        raise UserError(
+            f"training.best_metric: {metric} is not among the probes' figures ({', '.join(figures)}); "
+            "probes need labels and rows with split val"
+        )
+    return figures[metric]
 
 
 def collapse_message(figures: dict[str, float]) -> str | None:

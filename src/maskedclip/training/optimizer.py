@@ -13,7 +13,10 @@ from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe
 
 # Tokens, positions and the temperature are no matrices that decay should shrink.
-_NO_DECAY = ("cls_token", "reg_token", "pos_embed", "mask_token", "logit_scale", "position_embeddings", "gamma")
+_NO_DECAY = (
+    *("cls_token", "reg_token", "mask_token", "logit_scale", "gamma"),
+    *("pos_embed", "position_embeddings", "relative_position_bias_table"),
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning_fabric.strategies.strategy import Strategy
@@ -19,6 +20,30 @@ from maskedclip.recipe import Recipe
 from maskedclip.recipe_sections import TrainingRecipe
 
 
+class WholeInputs(MixedPrecision):
+    """bf16 autocast of the modules, whose inputs come to them as they are.
+
+    Fabric's own rounds every float that is given to a module: colour factors, labels, scores, features and gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("bf16-mixed", "cpu")
+
+    def convert_input(self, data: Any) -> Any:
+        """Nothing is rounded; modules cast what they multiply."""
+        return data
+
+
+def precise_fabric(training: TrainingRecipe, **options: Any) -> Fabric:
+    """A Fabric of a recipe's accelerator and precision; `options` are further ones of Fabric's."""
+    if training.precision != "bf16-mixed":
+        return Fabric(accelerator=training.accelerator, precision=training.precision, **options)
+    mixed = WholeInputs()
+    fabric = Fabric(accelerator=training.accelerator, plugins=[mixed], **options)
+    mixed.device = fabric.device.type  # known now: the recipe may say `auto`
+    return fabric
+
+
 def make_fabric(recipe: Recipe) -> Fabric:
     """Devices, processes and precision as a recipe wants them; not launched yet.
 
@@ -29,12 +54,8 @@ def make_fabric(recipe: Recipe) -> Fabric:
     for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return Fabric(
-            accelerator=training.accelerator,
-            strategy=_strategy(training),
-            devices=training.devices,
-            num_nodes=training.num_nodes,
-            precision=training.precision,
+        return precise_fabric(
+            training, strategy=_strategy(training), devices=training.devices, num_nodes=training.num_nodes
         )
     except (ValueError, RuntimeError, TypeError) as error:
         line = str(error).splitlines()[0]

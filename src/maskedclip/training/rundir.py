@@ -19,6 +19,7 @@ from maskedclip.data.sampler import loose_texts
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe, recipe_from_dict
+from maskedclip.whole_files import PARTIAL, write_whole
 
 # Fields that say how fast or how often, not what is learnt: a resumed run may change them.
 _MAY_CHANGE = {
@@ -44,6 +45,18 @@ _MAY_CHANGE = {
         "patience",
     },
 }
+# What a run has before its first checkpoint; none of it is needed to go on.
+_BEFORE_CHECKPOINTS = {
+    "recipe.yaml",
+    "environment.json",
+    "parts",
+    "seen.parquet",
+    "metrics.jsonl",
+    "tensorboard",
+    "bad_steps",
+    "checkpoints",
+    "first_stage",
+}
 
 
 class RunDirectory:
@@ -61,18 +74,31 @@ class RunDirectory:
         """Whether there is anything in the folder."""
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
+    def has_barely_begun(self) -> bool:
+        """Whether all that is here is what a run leaves that is killed before its first checkpoint."""
+        if not self.path.is_dir() or any(self.checkpoints.glob("[!.]*")):
+            return False
+        names = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(PARTIAL)}
+        return {name.removesuffix(".partial") for name in names} <= _BEFORE_CHECKPOINTS
+
     def read_recipe(self) -> Recipe:
         """The recipe of a run.
 
         Raises:
-            UserError: the folder holds no run.
+            UserError: the folder holds no run, or its recipe is damaged.
         """
         if not self.recipe_file.is_file():
             raise UserError(
                 f"{self.path}: no recipe.yaml, so this is no run; give the folder that `pretrain --out` wrote"
             )
         try:
-            return recipe_from_dict(yaml.safe_load(self.recipe_file.read_text()))
+            values = yaml.safe_load(self.recipe_file.read_text())
+        except yaml.YAMLError:
+            values = None
+        if not isinstance(values, dict):
+            raise self._damaged(self.recipe_file)
+        try:
+            return recipe_from_dict(values)
         except UserError as error:
             own = sorted((self.path / "parts").glob("*.py"))
             if "no such part" not in str(error) or not own:
@@ -82,9 +108,7 @@ class RunDirectory:
             raise UserError(f"{self.path}: {message}; the run was made with {given}: read it, then give it") from None
 
     def write_start(self, recipe: Recipe, store: Store, command: Sequence[str], extra: dict[str, Any]) -> None:
-        """Write recipe.yaml and environment.json, before the first step."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.recipe_file.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        """Write environment.json and recipe.yaml, before the first step; the recipe last: a folder with it is whole."""
         environment = {
             "command": shlex.join(command),
             "seed": recipe.seed,
@@ -99,16 +123,28 @@ class RunDirectory:
             "platform": platform.platform(),
             "versions": _versions(),
         } | extra
-        self.environment_file.write_text(json.dumps(environment, indent=2) + "\n")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.environment_file, json.dumps(environment, indent=2) + "\n")
         used = {recipe.objective.masking, *recipe.objective.terms}
         for name, source in parts.sources().items():
             if name in used:  # kept for a reader; nothing runs it unless it is given
                 (self.path / "parts").mkdir(exist_ok=True)
                 shutil.copyfile(source, self.path / "parts" / f"{name}.py")
+        write_whole(self.recipe_file, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
     def environment(self) -> dict[str, Any]:
-        """What `write_start` wrote."""
-        return json.loads(self.environment_file.read_text())
+        """What `write_start` wrote.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return json.loads(self.environment_file.read_text())
+        except ValueError:
+            raise self._damaged(self.environment_file) from None
+
+    def _damaged(self, file: Path) -> UserError:
+        return UserError(f"{file}: is damaged, so the run can't be read; begin it again in another --out")
 
     def check_resumable(self, recipe: Recipe, store: Store) -> None:
         """Refuse to go on with another recipe or other data.
@@ -165,7 +201,7 @@ class RunDirectory:
                 continue  # the half line of a killed run
             if step and entry["step"] <= step:  # a run that begins anew logs its step 0 anew
                 kept.append(line)
-        self.metrics.write_text("".join(line + "\n" for line in kept))
+        write_whole(self.metrics, "".join(line + "\n" for line in kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All logged lines."""

@@ -140,12 +140,12 @@ class Stepper:
         with self.fabric.no_backward_sync(self.module):
             with torch.no_grad():
                 pooled = [self.module(part, progress, Pool()) for part in parts]
-            image = torch.cat([image for image, _ in pooled]).requires_grad_()
+            image = torch.cat([image for image, _ in pooled])
             text = torch.cat([text for _, text in pooled])
-            text = _rows(text, 0, len(batch.text_ids) if batch.text_ids is not None else 0).requires_grad_()
-            total, _, _ = self.module(batch, progress, Contrast(image, text))
-            to_image, to_text = torch.autograd.grad(total, (image, text))
-        return Contrast(image.detach(), text.detach()), to_image.float(), to_text.float()
+            text = _rows(text, 0, len(batch.text_ids) if batch.text_ids is not None else 0)
+            whole = Contrast(image, text)
+            to_image, to_text = self.module(batch, progress, whole)
+        return whole, to_image, to_text
 
 
 def _rows(tensor: Tensor, start: int, count: int) -> Tensor:

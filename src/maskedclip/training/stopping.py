@@ -15,7 +15,10 @@ REQUEUE = 75
 
 
 class StopRequest:
-    """SIGTERM and SIGUSR1 (of SLURM's --signal) ask for an end after the current step, with a checkpoint."""
+    """SIGTERM and SIGUSR1 (of SLURM's --signal) ask for an end with a checkpoint, after the current step.
+
+    Several ranks end after the next step at which they `agree`.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -38,7 +41,7 @@ class StopRequest:
 
 
 def agree(fabric: Fabric, step: int, code: int) -> int:
-    """The highest code of any rank, asked every tenth step, so that all end after the same one."""
+    """The highest code of any rank, asked every tenth step (it costs a wait), so that all end after the same one."""
     if fabric.world_size == 1:
         return code
     if step % _EVERY:

@@ -23,17 +23,19 @@ from maskedclip.objectives.pretraining import BuildObjective, PretrainingObjecti
 from maskedclip.recipe import Recipe
 from maskedclip.training.checkpoint import (
     Progress,
+    keep_best,
     list_checkpoints,
     prune_checkpoints,
     read_checkpoint,
     read_newest,
+    restore_best,
     save_checkpoint,
 )
 from maskedclip.training.compilation import compile_modules, first_call
 from maskedclip.training.describe import announce, facts, training_texts, truncated_share
 from maskedclip.training.log import Log, Window, waiting_verdict
 from maskedclip.training.memory import begin_peak, keep_freed_memory, peak_bytes
-from maskedclip.training.monitor import Monitor, collapse_message
+from maskedclip.training.monitor import Monitor, chosen_figure, collapse_message
 from maskedclip.training.optimizer import Group, freeze, make_optimizer, parameter_groups, set_learning_rates
 from maskedclip.training.parallel import make_fabric
 from maskedclip.training.rundir import RunDirectory
@@ -131,7 +133,7 @@ class Trainer:
         wrapped = self.fabric.setup_optimizers(self.optimizer)
         self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
         # The other ways to skip a step wait for the device; on a processor there is nothing to wait for.
-        on_device = self.fabric.device.type == "cuda" and training.precision != "16-mixed" and not is_sharded(objective)
+        on_device = self.fabric.device.type == "cuda" and not is_sharded(objective)
         self.stepper = Stepper(
             self.fabric,
             self.module,
@@ -161,6 +163,8 @@ class Trainer:
         if restored is not None:
             tensors, self.progress = restored
             self._restore(tensors)
+            if (line := restore_best(self.run.checkpoints, self.progress)) is not None:
+                self._say(line)
             self._say(f"resumed at step {self.progress.step} of {self.steps}")
         elif found:
             raise UserError(f"{self.run.checkpoints}: no checkpoint is whole; start again in another --out")
@@ -331,25 +335,20 @@ class Trainer:
             say(f"step {step}: {listed}")
             if (warning := collapse_message(figures)) is not None:
                 say(f"warning: {warning}")
-        if step and (metric := self.recipe.training.best_metric) is not None:
-            self._count_best(step, metric, self.fabric.broadcast(figures))
+        if (metric := self.recipe.training.best_metric) is not None:
+            figure = chosen_figure(self.fabric.broadcast(figures), metric)
+            if step:
+                self._count_best(step, figure)
         self.fabric.barrier()
 
-    def _count_best(self, step: int, metric: str, figures: dict[str, float]) -> None:
-        if metric not in figures:
-            raise UserError(
-                f"training.best_metric: {metric} is not among the probes' figures ({', '.join(figures)}); "
-                "probes need labels and rows with split val"
-            )
+    def _count_best(self, step: int, figure: float) -> None:
         progress = self.progress
-        if progress.best is not None and figures[metric] <= progress.best:
+        if progress.best is not None and figure <= progress.best:
             progress.stale += 1
             return
-        progress.best, progress.best_step, progress.stale = figures[metric], step, 0
+        progress.best, progress.best_step, progress.stale = figure, step, 0
         progress.seconds = time.monotonic() - self.began
         save_checkpoint(self.run.checkpoints, self._tensors(), progress, name="best")
-        if self._leads:
-            prune_checkpoints(self.run.checkpoints, 1, "best")
 
     def _finished_early(self) -> bool:
         patience = self.recipe.training.patience
@@ -375,11 +374,13 @@ class Trainer:
         save_checkpoint(self.run.checkpoints, self._tensors(), self.progress, sharded=training.sharded_checkpoints)
         if self._leads:
             prune_checkpoints(self.run.checkpoints, training.keep_checkpoints)
+            # Only now: until this checkpoint was whole, the one before it told of the best one before.
+            keep_best(self.run.checkpoints, self.progress)
         self.fabric.barrier()
 
     def _write_model(self) -> None:
         """Write RUN/model: the newest weights, or those of the best checkpoint, or their moving average."""
-        model = plain_model(self.model, self.average)
+        model, step = plain_model(self.model, self.average), self.progress.step
         decoders = {name: whole(value) for name, value in self.objective.terms.state_dict().items()}
         if not self._leads:
             return
@@ -387,11 +388,11 @@ class Trainer:
         if best and self.recipe.training.best_metric is not None:
             tensors, at = read_checkpoint(best[-1])
             source = AVERAGE if self.average is not None else "objective/model."
-            model = plain_copy(self.model, tensors, source)
+            model, step = plain_copy(self.model, tensors, source), at.best_step
             prefix = "objective/terms."
             decoders = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             say(f"the model is that of step {at.best_step}: best {self.recipe.training.best_metric} {at.best:.3f}")
-        save_model(self.run.model, model, self.tokenizer, self.preprocessing, decoders)
+        save_model(self.run.model, model, self.tokenizer, self.preprocessing, decoders, step)
         if self.progress.substituted:
             say(f"{self.progress.substituted} samples could not be decoded and were replaced; curate the store again")
         if self.progress.step:

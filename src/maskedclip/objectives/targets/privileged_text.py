@@ -116,10 +116,8 @@ def build(options: Options, context: Any) -> PrivilegedText:
     columns = recipe.data.labels
     require(bool(columns), "data.labels: objective.terms.privileged_text learns labels; name some, or `all`")
     require(ALL not in columns, "data.labels: all: is read from the store by `pretrain`; name the labels here")
-    objective = recipe.objective
-    shared = objective.clip_weight > 0 or any(term.shares_space for term in objective.term_options.values())
     require(
-        shared,
+        recipe.objective.shares_space,
         "objective.terms.privileged_text: nothing trains the space of the texts that it predicts; raise "
         "objective.clip_weight",
     )

@@ -1,0 +1,315 @@
+"""How a study begins, is shared, fails and ends, with trainings that are only pretended."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from maskedclip.cli import run
+from maskedclip.errors import UserError
+from maskedclip.study import cells, rates, runner
+from maskedclip.study.cells import Ended, cell_folder, claimed, read_failure
+from maskedclip.study.definition import Cell
+from maskedclip.study.rates import step_rates, unmeasured
+from maskedclip.study.runner import claim, run_one, run_study, study_cells
+from maskedclip.training.trainer import Finished
+from tests.stores import make_store
+from tests.study.fake_cells import read_study
+
+STUDY = """
+config: [tiny]
+methods: {clip: clip, maskedclip: maskedclip}
+grid: [{methods: [clip, maskedclip], text_fractions: [0.5], seeds: [3, 0]}]
+steps: 4
+protocols: [linear]
+replicates: 20
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("runner") / "store")
+
+
+def command(folder: Path, store: Path, text: str = STUDY, *more: str) -> list[str]:
+    (folder / "own.yaml").write_text(text)
+    return ["study", str(folder / "own.yaml"), "--data", str(store), "--out", str(folder / "out"), *more]
+
+
+def changed_store(folder: Path, **columns: Callable[[pa.Table], list]) -> Path:
+    """A store with other values in some columns."""
+    make_store(folder)
+    for shard in folder.glob("*.parquet"):
+        table = pq.read_table(shard)
+        for name, values in columns.items():
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, pa.array(values(table), table.schema.field(name).type))
+        pq.write_table(table, shard)
+    return folder
+
+
+def pretended(ends: Callable[[Cell], Ended], began: list[str]) -> Callable[..., Ended]:
+    """A `run_cell` that trains nothing."""
+
+    def run_cell(study: object, cell: Cell, out: Path) -> Ended:
+        began.append(cell.name)
+        ended = ends(cell)
+        if ended is Ended.FINISHED:
+            folder = cell_folder(out, cell)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "cell.json").write_text('{"seconds": 1.0}')
+        return ended
+
+    return run_cell
+
+
+# --- the start -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "text", "said"),
+    [
+        ({"split": lambda table: ["train"] * len(table)}, STUDY, "no row has split 'test'"),
+        (
+            {"split": lambda table: [s if s != "val" else "train" for s in table.column("split").to_pylist()]},
+            STUDY + "split: development\n",
+            "no row has split 'val'",
+        ),
+        ({"patient": lambda table: ["p0"] * len(table)}, STUDY, "1 patients are in the test split and in another"),
+    ],
+)
+def test_study__stores_that_evaluate_would_refuse_are_refused_at_the_start(
+    tmp_path: Path, columns: dict, text: str, said: str
+) -> None:
+    store = changed_store(tmp_path / "store", **columns)
+    with pytest.raises(UserError, match=said):
+        run(command(tmp_path, store, text))
+    assert not (tmp_path / "out").exists()  # nothing is locked in
+
+
+def test_study__a_store_that_is_not_there_is_refused_at_the_start(tmp_path: Path, store: Path) -> None:
+    with pytest.raises(UserError, match="nosuchstore"):
+        run(command(tmp_path, store, STUDY, "--evaluate", str(tmp_path / "nosuchstore")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_claim__other_settings_are_taken_until_a_cell_has_begun(tmp_path: Path) -> None:
+    study, out = read_study(tmp_path, STUDY), tmp_path / "out"
+    claim(study, out, {"steps": 4, "data": ["a"]})
+    (out / "rates.json").write_text("{}")
+    claim(study, out, {"steps": 5, "data": ["a"]})
+    assert json.loads((out / "study.json").read_text())["steps"] == 5
+    assert (out / "rates.json").exists()
+    claim(study, out, {"steps": 5, "data": ["b"]})
+    assert not (out / "rates.json").exists()  # of other data
+    (out / "cells" / "one").mkdir(parents=True)
+    (out / "cells" / "one" / "failed.txt").write_text("before its first step\n")
+    claim(study, out, {"steps": 6, "data": ["b"]})
+    (out / "cells" / "one" / "run").mkdir()
+    with pytest.raises(UserError, match=r"other settings \(steps\)"):
+        claim(study, out, {"steps": 7, "data": ["b"]})
+    claim(study, out, {"steps": 6, "data": ["b"]})
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_study__a_choice_on_the_reported_rows_is_told_at_the_start(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "run_cell", pretended(lambda _: Ended.ASKED, []))
+    fields = ["--training.best_metric", "probe_auroc", "--training.validate_every", "2"]
+    with pytest.raises(SystemExit):
+        run(command(tmp_path, store, STUDY + "split: development\n", *fields))
+    assert "warning: The figures are on validation rows" in capsys.readouterr().err
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_study__a_training_that_was_asked_to_end_ends_the_study(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = []
+
+    def asked(recipe: object, data: object, out: Path, **_: Any) -> Finished:
+        began.append(out)
+        return Finished(out, 2, False, "SIGTERM asked for it", status=75)
+
+    monkeypatch.setattr(cells, "pretrain", asked)
+    for more in ([], ["--cell", "1"]):
+        began.clear()
+        with pytest.raises(SystemExit) as left:
+            run(command(tmp_path, store, STUDY, *more))
+        assert left.value.code == 75
+        assert len(began) == 1
+        said = capsys.readouterr().err
+        assert "a scheduler asked for the end; what is finished is kept, and the same command goes on" in said
+
+
+def test_study__a_signal_between_trainings_ends_it_with_status_75(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began: list[str] = []
+
+    def signalled(cell: Cell) -> Ended:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return Ended.FINISHED
+
+    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr(runner, "run_cell", pretended(signalled, began))
+    with pytest.raises(SystemExit) as left:
+        run(command(tmp_path, store))
+    assert left.value.code == 75
+    assert len(began) == 1
+    assert "SIGUSR1 asked for it" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_step_rates__a_measurement_that_was_asked_to_end_ends_the_study(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Finished(tmp_path, 2, False, "SIGTERM asked for it", status=75)
+    monkeypatch.setattr(rates, "pretrain", lambda *_, **__: asked)
+    with pytest.raises(SystemExit) as left:
+        run(command(tmp_path, store, STUDY + "equal_time: clip\n", "--rates"))
+    assert left.value.code == 75
+
+
+def test_run_one__a_cell_of_somebody_else_is_no_failure(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "run_cell", pretended(lambda _: Ended.TAKEN, []))
+    run(command(tmp_path, store, STUDY, "--cell", "0"))
+    assert "another process is at it; nothing to do" in capsys.readouterr().err
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_claimed__a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    said = r"files can't be locked there .* give an --out on a file system with locks"
+    with pytest.raises(UserError, match=said), claimed(tmp_path / "cell"):
+        pass
+    study = read_study(tmp_path, STUDY + "equal_time: clip\n")
+    with pytest.raises(UserError, match="files can't be locked there"):
+        step_rates(study, tmp_path)
+    plain = read_study(tmp_path, STUDY)
+    for begin in (lambda: run_study(plain, tmp_path), lambda: run_one(plain, tmp_path, 0)):
+        with pytest.raises(UserError, match="files can't be locked there"):
+            begin()
+    assert not list(tmp_path.glob("cells/*/failed.txt"))  # no fault of a cell
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_claimed__a_lock_of_another_process_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def taken(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", taken)
+    with claimed(tmp_path / "cell") as mine:
+        assert not mine
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_run_study__any_failure_of_a_cell_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, began = read_study(tmp_path, STUDY), []
+
+    def fails(cell: Cell) -> Ended:
+        if cell.method == "clip":
+            raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return Ended.FINISHED
+
+    monkeypatch.setattr(runner, "run_cell", pretended(fails, began))
+    assert run_study(study, tmp_path / "out") == (2, 4)
+    assert len(began) == 4
+    assert "failed: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB" in capsys.readouterr().err
+    failed = next(cell for cell in study_cells(study, tmp_path / "out") if cell.method == "clip")
+    said = read_failure(tmp_path / "out", failed)
+    assert said is not None
+    assert said.startswith("RuntimeError: CUDA out of memory.")
+    assert "Traceback" in (cell_folder(tmp_path / "out", failed) / "failed.log").read_text()
+
+
+def test_run_study__of_nothing_but_failures_the_first_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(cell: Cell) -> Ended:
+        raise RuntimeError(f"no {cell.seed}")
+
+    monkeypatch.setattr(runner, "run_cell", pretended(fails, []))
+    with pytest.raises(UserError, match=r"^RuntimeError: no 0 \("):
+        run_study(read_study(tmp_path, STUDY), tmp_path / "out")
+
+
+def test_run_one__a_failure_is_written_down_and_fails_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(cell: Cell) -> Ended:
+        raise RuntimeError("no memory")
+
+    study, out = read_study(tmp_path, STUDY), tmp_path / "out"
+    monkeypatch.setattr(runner, "run_cell", pretended(fails, []))
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_one(study, out, 1)
+    said = read_failure(out, study_cells(study, out)[1])
+    assert said is not None
+    assert said.startswith("RuntimeError: no memory")
+
+
+# --- rates -----------------------------------------------------------------------------------------------------------
+
+
+def test_unmeasured__a_method_that_means_something_else_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = STUDY + "equal_time: maskedclip\n"
+    changed = timed.replace("clip: clip,", "clip: {config: clip, set: {data.batch_paired: 99}},")
+    monkeypatch.setattr(rates, "_seconds", lambda *_: 2.0)
+    study = read_study(tmp_path, timed)
+    assert step_rates(study, tmp_path) == {"clip default": 2.0, "maskedclip default": 2.0}
+    assert unmeasured(read_study(tmp_path, timed.replace("steps: 4", "steps: 9")), tmp_path) == []
+    assert unmeasured(read_study(tmp_path, changed), tmp_path) == [("clip", "default")]
+    everything = read_study(tmp_path, timed, overrides={"training.lr": 0.1})
+    assert set(unmeasured(everything, tmp_path)) == {("maskedclip", "default"), ("clip", "default")}
+
+    folder = tmp_path / "cells" / "clip-default-text0.5-seed0-steps4"
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text("{}")
+    assert unmeasured(read_study(tmp_path, changed), tmp_path) == []  # a finished cell's steps follow from it
+    assert unmeasured(everything, tmp_path) == []  # and from the rate of the method that gives the time
+    (folder / "cell.json").unlink()
+    (tmp_path / "rates.json").write_text(json.dumps({"clip default": 1.0, "maskedclip default": 3.0}))
+    assert unmeasured(read_study(tmp_path, changed), tmp_path) == []  # an earlier version kept no hash
+    assert step_rates(study, tmp_path) == {"clip default": 1.0, "maskedclip default": 3.0}
+
+
+def test_step_rates__are_measured_with_a_seed_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def pretrained(recipe: Any, *_: Any, **__: Any) -> Finished:
+        seeds.append(recipe.seed)
+        return Finished(tmp_path, 8, True, "")
+
+    monkeypatch.setattr(rates, "pretrain", pretrained)
+    monkeypatch.setattr(rates, "_median", lambda _: 1.0)
+    study = read_study(tmp_path, STUDY.replace("seeds: [3, 0]", "seeds: [5, 7]") + "equal_time: clip\n")
+    step_rates(study, tmp_path)
+    assert set(seeds) == {5}
