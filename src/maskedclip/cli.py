@@ -147,6 +147,8 @@ def _pretrain(args: argparse.Namespace) -> None:
     run = RunDirectory(args.out)
     if args.resume and not args.config and not args.rest and run.recipe_file.is_file():
         recipe = run.read_recipe()
+    elif args.resume and not args.config and not args.rest and run.is_used():
+        raise UserError(f"{args.out}: holds no recipe.yaml; give --config as when the run began")
     else:
         recipe = load_recipe(args.config or ["maskedclip", "vitb16"], args.rest)
     stores = [store for group in args.data for store in group]

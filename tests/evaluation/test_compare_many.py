@@ -53,10 +53,10 @@ def _with_gaps() -> ArrayStore:
     """The store with test rows of which no label, or no text, is known."""
     generator = np.random.Generator(np.random.Philox(4))
     gone = generator.random(len(STORE)) < 0.3
-    labels = {
-        name: np.where(gone, np.nan if values.dtype != object else None, values)
-        for name, values in STORE.labels.items()
-    }
+    labels = {}
+    for name, values in STORE.labels.items():
+        labels[name] = values.copy()
+        labels[name][gone] = None if values.dtype == object else np.nan
     texts = [None if generator.random() < 0.2 else text for text in STORE.texts]
     return changed(STORE, labels=labels, texts=texts)
 

@@ -38,7 +38,7 @@ def _damage(folder: Path, rows: Iterable[int]) -> Path:
 
 
 def _monitor(folder: Path) -> Monitor:
-    preprocessing = Preprocessing(crop="none", stored_size=32, size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocessing = Preprocessing(crop="none", stored_size=32, size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return Monitor(open_store(folder), load_recipe(["tiny"], TINY), preprocessing)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from maskedclip import whole_files
+from maskedclip.cli import run
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training import rundir
@@ -104,3 +105,10 @@ def test_truncate_metrics__keeps_the_old_lines_until_the_new_ones_are_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     run.truncate_metrics(4)
     assert len(run.read_metrics()) == 4
+
+
+def test_pretrain_verb__takes_no_recipe_for_granted_where_a_run_lost_its_own(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "environment.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run: holds no recipe\.yaml; give --config as when the run began"):
+        run(["pretrain", "--data", str(store), "--out", str(tmp_path / "run"), "--resume", "true"])

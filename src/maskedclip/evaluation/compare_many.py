@@ -251,7 +251,7 @@ def _add_recall(
     for direction in dict.fromkeys(name for part in evaluations for name in part.ranks):
         holders = [place for place, part in enumerate(evaluations) if direction in part.ranks]
         first = evaluations[holders[0]].ranks[direction]
-        weights = with_point(_weights(evaluations[0], first.ids, first.patients, replicates, seed))
+        weights = with_point(_weights(evaluations[0], first.ids.tolist(), first.patients, replicates, seed))
         total, support = weights.sum(axis=1), drawn_together(weights)
         texts, own_text = distinct(_texts([evaluations[place].ranks[direction] for place in holders], first.ids))
         by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)
