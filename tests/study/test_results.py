@@ -83,7 +83,7 @@ def test_means_sheet__tells_start_best_and_step(tmp_path: Path) -> None:
     sheet = means_sheet(study, budget)
     row = dict(zip(sheet.columns[1:], sheet.sections[0][1][0][1], strict=True))
     assert row["step evaluated"].text == "3, 6"  # an earlier version's recipe is taken where it was kept
-    assert (row["at the start"].text, row["best on validation"].text) == ("0.900", "0.600")
+    assert row["validation, start and best"].text == "0.900, 0.600"
     assert any("step with the best online probe on validation rows" in note for note in sheet.notes)
     plain = read_study(tmp_path, STUDY)
     assert not any("weights that are evaluated" in note for note in means_sheet(plain, budget).notes)

@@ -91,7 +91,7 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
     assert html.count("<img") >= 2
     assert "memory, GB" in html
     assert "step evaluated" in html
-    assert "at the start" in html
+    assert "validation, start and best" in html
     assert "recall at 10, mean over texts" in html
     cell = next(iter((done / "cells").glob("clip-*-text1-*")))
     recall = json.loads((cell / "evaluation/results.json").read_text())["retrieval"]["image_to_text_per_text"]

@@ -121,7 +121,7 @@ def means_sheet(study: Study, budget: Budget) -> Sheet:
     columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS)]
     columns += ["Image to text, recall at 10, mean over texts"] * retrieves
     columns += [f"encoder minus {study.reference}", "steps", "step evaluated", "minutes", "images/s", "memory, GB"]
-    columns += ["at the start", "best on validation"]
+    columns += ["validation, start and best"]
     sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
     for group, found in budget.groups.items():
         reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
@@ -226,7 +226,7 @@ def _costs(found: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
         f"{seconds / 60:.1f}",
         f"{rate:.0f}",
         f"{max(taken) / 1e9:.1f}" if taken else "–",
-        *(f"{statistics.mean(values):.3f}" if values else "–" for values in validated),
+        ", ".join(f"{statistics.mean(values):.3f}" if values else "–" for values in validated),
     ]
 
 
@@ -241,7 +241,7 @@ def _notes(study: Study, budget: Budget) -> list[str]:
         "Minutes: of training steps, on a machine that may have been shared; the steps of the comparison at equal time "
         "follow from rates measured beforehand in alternation (rates.json).",
         "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",
-        "At the start and best on validation: the online probe's AUROC before the first step and at its best after it, "
+        "Validation, start and best: the online probe's AUROC before the first step and at its best after it, "
         "mean over the seeds.",
         *_choice_notes(study),
     ]
