@@ -201,11 +201,10 @@ def _check_sizes(
     module = getattr(model, "module", None)
     if module is None:
         return
-    patch = module.encoder.patch_size
     if "dense" in protocols and dense_size is not None:
-        check_size(dense_size, patch, "--dense-size")
+        check_size(dense_size, module.encoder.patch_size, "--dense-size")
     if set(TRAINED) & set(protocols) and finetune is not None and finetune.size is not None:
-        check_size(finetune.size, patch, "finetune.size")
+        check_size(finetune.size, module.encoder.patch_size, "finetune.size")
     if "lora" in protocols:
         from maskedclip.evaluation.finetune_layers import require_peft
 
