@@ -95,6 +95,15 @@ def test_study__stores_that_evaluate_would_refuse_are_refused_at_the_start(
     assert not (tmp_path / "out").exists()  # nothing is locked in
 
 
+def test_study__protocols_that_read_the_stores_own_splits_are_refused_with_those_of_development(
+    tmp_path: Path, store: Path
+) -> None:
+    text = STUDY.replace("[linear]", "[linear, finetune, dense]") + "split: development\n"
+    with pytest.raises(UserError, match="protocols: finetune, dense: read the stores' own splits"):
+        run(command(tmp_path, store, text))
+    assert not (tmp_path / "out").exists()
+
+
 def test_study__a_store_that_is_not_there_is_refused_at_the_start(tmp_path: Path, store: Path) -> None:
     with pytest.raises(UserError, match="nosuchstore"):
         run(command(tmp_path, store, STUDY, "--evaluate", str(tmp_path / "nosuchstore")))

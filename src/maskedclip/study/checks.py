@@ -15,7 +15,7 @@ from maskedclip.study.cells import cell_folder, read_result
 from maskedclip.study.definition import Cell, Study
 from maskedclip.training.rundir import RunDirectory
 
-_NOT_FOR_VOLUMES = ("dense", *TRAINED)
+_OF_PICTURES = ("dense", *TRAINED)  # and of a store's own splits
 CHOSEN_ON_REPORTED = (
     "The figures are on validation rows, and training.best_metric chose the step of the weights on them too: they are "
     "too good by what that choice gains, and nothing here was tested on rows that decided nothing."
@@ -26,14 +26,19 @@ def check_stores(study: Study) -> None:
     """Refuse before the first training what `evaluate` would refuse after it.
 
     Raises:
-        UserError: a store can't be opened, has no rows to report on, a patient in two splits, or volumes with a
-            protocol that is not for them.
+        UserError: a store can't be opened, has no rows to report on, a patient in two splits, or volumes, or another
+            split than its own, with a protocol that is not for them.
     """
     open_store(study.data)
     store = open_store(study.evaluate)
-    unfit = [name for name in study.protocols if name in _NOT_FOR_VOLUMES]
+    unfit = [name for name in study.protocols if name in _OF_PICTURES]
     if store.kind == "volumes" and unfit:
         raise UserError(f"protocols: {', '.join(unfit)}: not for volumes; give linear, knn, fewshot, ...")
+    if study.split == "development" and unfit:
+        raise UserError(
+            f"protocols: {', '.join(unfit)}: read the stores' own splits, not those of `split: development`; "
+            "leave them out, or report on the test rows"
+        )
     seen = _reported(study, store)
     named = ", ".join(map(str, study.evaluate))
     if not (seen.splits == "test").any():
