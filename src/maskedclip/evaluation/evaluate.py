@@ -42,6 +42,7 @@ from maskedclip.evaluation.statistics import Distribution, check_seed, cluster_c
 from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
 from maskedclip.evaluation.tasks import Task, read_tasks
 from maskedclip.models.resizing import check_size
+from maskedclip.whole_files import write_whole
 
 __all__ = ["DEFAULT", "FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
 
@@ -138,14 +139,17 @@ def evaluate(
             results[protocol], means = repeated_section(case, protocol)
             drawn |= means
             continue
-        try:
-            parts = SECTIONS[protocol](case) if protocol in FROZEN else _fine_tuned(case, protocol, finetune)
-        except UserError as error:
-            if not results:
-                raise
-            # What the other protocols found is not lost with a training that diverged.
-            say(f"{protocol}: left out: {error}")
-            parts = {"skipped": str(error)}, []
+        if protocol in FROZEN:
+            parts = SECTIONS[protocol](case)
+        else:
+            try:
+                parts = _fine_tuned(case, protocol, finetune)
+            except UserError as error:
+                if not results:
+                    raise
+                # What the other protocols found is not lost with a training that diverged.
+                say(f"{protocol}: left out: {error}")
+                parts = {"skipped": str(error)}, []
         results[protocol] = parts[0]
         answered += parts[1]
     if columns:
@@ -336,8 +340,6 @@ def _write(
             pq.write_table(dense.table, out / DENSE_TABLE, compression="zstd")
             if dense.shown:
                 (out / "dense.png").write_bytes(dense_sheet(dense.shown))
-        partial = out / "results.json.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out / "results.json")
+        write_whole(out / "results.json", text)
     except OSError as error:
         raise UserError(f"{out}: the results can't be written ({error}); free space or give another folder") from error

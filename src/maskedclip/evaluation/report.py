@@ -19,6 +19,7 @@ from maskedclip.evaluation.report_run import method_name, steps_done, training_c
 from maskedclip.evaluation.report_subject import Subject, read_subject
 from maskedclip.evaluation.report_tables import tables
 from maskedclip.html import LeftOut, Section, page, why_not
+from maskedclip.whole_files import write_whole
 
 _HERE = Path(__file__).parent
 _SECTIONS: tuple[tuple[str, str, Callable[[Subject], str]], ...] = (
@@ -74,9 +75,7 @@ def write_report(
         f"{subject.recipe.data.size} px, {steps_done(subject.run):,} steps"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page(title=shown, subtitle=subtitle, sections=sections), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page(title=shown, subtitle=subtitle, sections=sections))
     return path
 
 
