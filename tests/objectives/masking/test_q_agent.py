@@ -108,6 +108,7 @@ def test_q_agent__explores_as_often_as_it_is_told(epsilon: float) -> None:
 @pytest.mark.parametrize("reward", ["masked", "whole"])
 @pytest.mark.parametrize("anchors", ["equal", "clipped"])
 def test_q_agent__loss_is_that_of_the_blocks_that_were_hidden(reward: str, anchors: str) -> None:
+    torch.manual_seed(0)  # of some draws no block is hidden whole
     values = torch.rand(3, 4, 5, requires_grad=True)
     masker = _masker(values, reward=reward, anchors=anchors, reward_scale=3.0, loss_weight=0.5)
     mask = mask_from_scores(torch.rand(3, 20), 0.6)
