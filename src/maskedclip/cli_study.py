@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY", help="a .yaml file, or a shipped name: semi_supervised")
+    parser.add_argument("study", metavar="STUDY", help="a .yaml file, or a shipped name: semi_supervised, family")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="new folder, or a study to go on with")
     parser.add_argument(
         "--data", action="append", nargs="+", type=path, default=[], metavar="STORE", help="to train on"

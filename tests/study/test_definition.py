@@ -1,8 +1,10 @@
+import argparse
 from pathlib import Path
 
 import pytest
 
 from maskedclip.cli import run
+from maskedclip.cli_study import STUDY_VERBS
 from maskedclip.errors import UserError
 from maskedclip.study.definition import load_study, shipped_studies
 
@@ -139,6 +141,9 @@ def test_load_study__unknown_name_lists_the_shipped_ones() -> None:
 
 def test_shipped_studies__are_those_that_are_tested_here() -> None:
     assert shipped_studies() == ["family", "semi_supervised"]
+    parser = argparse.ArgumentParser()
+    STUDY_VERBS["study"].arguments(parser)
+    assert all(name in parser.format_help() for name in shipped_studies())
 
 
 def test_semi_supervised__has_the_methods_of_the_experiment(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from maskedclip.evaluation.report_figures import COLOURS
 from maskedclip.recipe import load_recipe
 from maskedclip.study.cells import cell_folder
 from maskedclip.study.checks import changed_data, chosen_on_reported
 from maskedclip.study.definition import Cell, Study
-from maskedclip.study.evaluated_step import at_the_start, best_trained, evaluated_step
-from maskedclip.study.figures import fraction_chart
+from maskedclip.study.evaluated_step import at_the_start, best_trained, evaluated_step, training_shares
+from maskedclip.study.figures import fraction_chart, validation_charts
 from maskedclip.study.page import write_page
 from maskedclip.study.results import SECTIONS, means_sheet, read_budgets, verdicts, why_no_verdict
 from tests.stores import make_store
@@ -85,6 +86,7 @@ def test_means_sheet__tells_start_best_and_step(tmp_path: Path) -> None:
     assert row["step evaluated"].text == "3, 6"  # an earlier version's recipe is taken where it was kept
     assert row["validation, start and best"].text == "0.900, 0.600"
     assert any("step with the best online probe on validation rows" in note for note in sheet.notes)
+    assert any("the best of so many validations: clip 2, maskedclip 2, mae 2." in note for note in sheet.notes)
     plain = read_study(tmp_path, STUDY)
     assert not any("weights that are evaluated" in note for note in means_sheet(plain, budget).notes)
 
@@ -128,7 +130,7 @@ def test_verdicts__without_a_question_of_its_own_every_method_is_compared(tmp_pa
     for method in ("maskedclip", "mae"):
         assert any(line.startswith(f"Equal steps: {method}, 50 % of the texts is ") for line in said)
     assert not any(": clip, 50 % of the texts is" in line for line in said)
-    assert all("one training each: the chance of training is not in the interval" in line for line in said)
+    assert all("one seed each: the chance of training is not in the interval" in line for line in said)
     same = read_study(tmp_path, STUDY + "chain: [mae, clip]\nreference: clip\n")
     assert verdicts(same, budget) == said
     about = verdicts(read_study(tmp_path, STUDY + "chain: [clip, mae]\n"), budget)
@@ -139,7 +141,7 @@ def test_verdicts__without_a_question_of_its_own_every_method_is_compared(tmp_pa
 def test_verdicts__two_seeds_need_no_such_warning(tmp_path: Path) -> None:
     study, cells = finished(tmp_path, STUDY.replace("seeds: [0]", "seeds: [0, 1]"))
     (budget,) = read_budgets(study, tmp_path, cells)
-    assert not any("one training each" in line for line in verdicts(study, budget))
+    assert not any("one seed each" in line for line in verdicts(study, budget))
 
 
 def test_write_page__no_answer_is_told_by_its_cause(tmp_path: Path) -> None:
@@ -202,6 +204,57 @@ def test_write_page__tells_how_it_was_done(tmp_path: Path) -> None:
         "method mae": "mae",
     }.items():
         assert f"{name}</td><td>{value}" in html.replace(' class="text"', "").replace("th>", "td>"), name
+
+
+def test_means_sheet__leads_by_probe_and_by_words(tmp_path: Path) -> None:
+    study, cells = finished(tmp_path, STUDY)
+    (budget,) = read_budgets(study, tmp_path, cells)
+    sheet = means_sheet(study, budget)
+    rows = {name.split()[0]: dict(zip(sheet.columns[1:], cells, strict=True)) for name, cells in sheet.sections[0][1]}
+    groups = {group.method: group for group in budget.groups}
+    for column, section in (("encoder minus clip", SECTIONS[0]), ("zero-shot minus clip", SECTIONS[2])):
+        assert rows["clip"][column].text == "reference"
+        lead = budget.difference(groups["mae"], groups["clip"], (*section, "macro"))
+        assert lead is not None
+        assert rows["mae"][column].estimate == lead
+
+
+def test_verdicts__begin_with_what_most_trainings_tell(tmp_path: Path) -> None:
+    few = "grid: [{methods: [clip, mae], text_fractions: [0.1], seeds: [0]}, "
+    study, cells = finished(tmp_path, STUDY.replace("seeds: [0]", "seeds: [0, 1]").replace("grid: [", few))
+    (budget,) = read_budgets(study, tmp_path, cells)
+    shares = ["50 %" in line for line in verdicts(study, budget)]
+    assert shares == sorted(shares, reverse=True)
+    assert set(shares) == {True, False}
+
+
+def test_write_page__an_early_stop_is_told_beside_the_answer(tmp_path: Path) -> None:
+    study, cells = finished(tmp_path, CHOSEN)
+    page, _ = write_page(study, tmp_path, cells)
+    assert "training.best_metric), which is partly chance" in page.read_text().partition('id="steps"')[0]
+    page, _ = write_page(read_study(tmp_path, STUDY), tmp_path, cells)
+    assert "which is partly chance" not in page.read_text()
+
+
+def test_training_shares__of_both_stages_reach_one() -> None:
+    assert training_shares(6, CURVE) == [0.0, 0.5, 1.0]
+    assert training_shares(12, [*CURVE, *CURVE]) == [0.0, 0.25, 0.5, 0.5, 0.75, 1.0]
+
+
+def test_validation_charts__more_methods_than_colours_take_a_second_chart_with_the_reference(tmp_path: Path) -> None:
+    names = [f"m{number}" for number in range(len(COLOURS))]
+    text = STUDY.replace("mae: mae}", "mae: mae, " + ", ".join(f"{name}: clip" for name in names) + "}")
+    text = text.replace("maskedclip, mae]", "maskedclip, " + ", ".join(names) + "]") + "reference: clip\n"
+    study, cells = finished(tmp_path, text)
+    (budget,) = read_budgets(study, tmp_path, cells)
+    drawn = validation_charts(study, budget)
+    assert [methods.split(", ")[0] for methods, _ in drawn] == ["clip", "clip"]
+    shown = [method for methods, _ in drawn for method in methods.split(", ") if method != "clip"]
+    assert shown == ["maskedclip", *names]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    study, cells = finished(bare, STUDY, curve=CURVE[:1])
+    assert validation_charts(study, read_budgets(study, bare, cells)[0]) == []
 
 
 def test_means_sheet__fewer_seeds_by_the_grid_are_no_unfinished_study(tmp_path: Path) -> None:

@@ -26,6 +26,23 @@ def best_trained(curve: Curve) -> float | None:
     return max((entry[VALIDATION] for entry in _trained(curve)), default=None)
 
 
+def looks_at(curve: Curve) -> int:
+    """Of how many steps the best one is chosen: the last stage's validations after its first step."""
+    return len(_trained(curve))
+
+
+def training_shares(steps: int, curve: Curve) -> list[float]:
+    """How much of a cell's training was done at each entry, 0 to 1.
+
+    Args:
+        steps: of the cell, both stages together.
+        curve: its validations, the last of them after its last step.
+    """
+    begins = max((place for place, entry in enumerate(curve) if entry["step"] == 0), default=0)
+    before = steps - curve[-1]["step"] if begins else 0
+    return [(entry["step"] + (before if place >= begins else 0)) / steps for place, entry in enumerate(curve)]
+
+
 def evaluated_step(recipe: Recipe, curve: Curve, run: Path) -> int | None:
     """The step of the weights in RUN/model, counted from the first step of the first stage.
 

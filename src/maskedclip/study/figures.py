@@ -1,15 +1,17 @@
 """Charts of a study: what texts are worth, and how the methods learn over time."""
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 from maskedclip.evaluation.compare_read import MACRO
-from maskedclip.evaluation.report_figures import COLOURS, DASHES, chart
+from maskedclip.evaluation.report_figures import COLOURS, DASHES, GREY, chart
 from maskedclip.evaluation.statistics import Estimate
 from maskedclip.study.definition import DEFAULT_SIZE, Study
-from maskedclip.study.evaluated_step import VALIDATION
-from maskedclip.study.results import Budget
+from maskedclip.study.evaluated_step import VALIDATION, training_shares
+from maskedclip.study.results import Budget, Group
 
 _MARKERS = "osD^vPX<>hp"  # beside the colours, and not as many as they are: the eighth method has another pair
 
@@ -27,9 +29,10 @@ def fraction_chart(study: Study, budget: Budget, section: tuple[str, str]) -> tu
             points.setdefault(name, []).append((group.text_fraction, estimate))
     if max(map(len, points.values()), default=0) < 2:
         return None
+    apart = min(0.06, 0.4 / len(points))
     with chart(3.6, 2.7) as (axes, buffer):
         for place, (method, found) in enumerate(points.items()):
-            x = np.asarray([fraction for fraction, _ in found]) * (1 + 0.03 * (place - len(points) / 2))
+            x = np.asarray([fraction for fraction, _ in found]) * (1 + apart * (place - (len(points) - 1) / 2))
             y = np.asarray([estimate.value for _, estimate in found])
             spans = np.abs([[e.value - e.low for _, e in found], [e.high - e.value for _, e in found]])
             axes.errorbar(
@@ -57,41 +60,50 @@ def fraction_chart(study: Study, budget: Budget, section: tuple[str, str]) -> tu
     return buffer.getvalue(), said
 
 
-def validation_chart(study: Study, budget: Budget) -> bytes | None:
-    """The online probe of every cell over minutes of training, as SVG; None where nothing was validated."""
-    methods = [method for method in study.methods if any(group.method == method for group in budget.groups)]
-    lines = []
+def validation_charts(study: Study, budget: Budget) -> list[tuple[str, bytes]]:
+    """The online probe of every cell over its training: pairs of a chart's methods in words, and its SVG.
+
+    The reference stands in each chart, with as many others as there are colours left.  Empty where nothing was
+    validated.
+    """
+    lines: dict[str, list[tuple[Group, list[float], list[float]]]] = {}
     for group, found in budget.groups.items():
-        for _, result in found:
-            if len(result["validation"]) > 1:
-                x = [entry["seconds"] / 60 for entry in result["validation"]]
-                lines.append((group, x, [entry[VALIDATION] for entry in result["validation"]]))
+        for cell, result in found:
+            curve = result["validation"]
+            if len(curve) > 1:
+                values = [entry[VALIDATION] for entry in curve]
+                lines.setdefault(group.method, []).append((group, training_shares(cell.steps, curve), values))
     if not lines:
-        return None
-    fractions = sorted({group.text_fraction for group, _, _ in lines})
-    with chart(4.6, 2.9) as (axes, buffer):
-        named: set[str] = set()
-        for group, x, y in lines:
-            place = methods.index(group.method)
-            name = group.method if group.method not in named else None
-            named.add(group.method)
-            axes.plot(
-                x,
-                y,
-                color=COLOURS[place % len(COLOURS)],
-                linestyle=DASHES[fractions.index(group.text_fraction) % len(DASHES)],
-                linewidth=1.1,
-                marker=_MARKERS[place % len(_MARKERS)],
-                markersize=3.5,
-                label=name,
-            )
-        axes.set_xlabel("minutes of training")
-        axes.set_ylabel("macro AUROC, validation")
-        _legend(axes)
-    return buffer.getvalue()
+        return []
+    first = [method for method in (study.reference,) if method in lines]
+    others = [method for method in study.methods if method in lines and method not in first]
+    room = len(COLOURS) - len(first)
+    parts = [first + others[begin : begin + room] for begin in range(0, max(len(others), 1), room)]
+    values = [value for found in lines.values() for _, _, curve in found for value in curve]
+    margin = 0.05 * (max(values) - min(values)) or 0.01
+    fractions = sorted({group.text_fraction for found in lines.values() for group, _, _ in found})
+    drawn = []
+    for methods in parts:
+        with chart(4.6, 2.9) as (axes, buffer):
+            for place, method in enumerate(methods):
+                for group, x, y in lines[method]:
+                    dash = DASHES[fractions.index(group.text_fraction) % len(DASHES)]
+                    axes.plot(x, y, color=COLOURS[place], linestyle=dash, linewidth=1.1, markersize=3.5)
+                    axes.lines[-1].set_marker(_MARKERS[place])
+                axes.plot([], [], color=COLOURS[place], marker=_MARKERS[place], markersize=3.5, label=method)
+            if len(fractions) > 1:
+                for dash, fraction in zip(cycle(DASHES), fractions, strict=False):
+                    axes.plot([], [], color=GREY, linestyle=dash, label=f"{fraction:.0%} of the texts")
+            axes.set_ylim(min(values) - margin, max(values) + margin)
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.set_xlabel("share of the training")
+            axes.set_ylabel("macro AUROC, validation")
+            _legend(axes)
+        drawn.append((", ".join(methods), buffer.getvalue()))
+    return drawn
 
 
 def _legend(axes: Any) -> None:
     """The methods above the chart, in as many columns as their names leave room for."""
     longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
-    axes.figure.legend(loc="outside upper left", ncols=3 if longest <= 10 else 2, fontsize="small")
+    axes.figure.legend(loc="outside upper left", ncols=3 if longest <= 10 else 2, fontsize="small", handlelength=2.8)

@@ -14,11 +14,12 @@ from maskedclip.html import Section, Table, escape, figure, grid, page, paragrap
 from maskedclip.study.cells import cell_folder, read_failure, read_result
 from maskedclip.study.checks import changed_data, chosen_on_reported
 from maskedclip.study.definition import Cell, Choice, Study
-from maskedclip.study.figures import fraction_chart, validation_chart
+from maskedclip.study.figures import fraction_chart, validation_charts
 from maskedclip.study.results import (
     SECTIONS,
     Budget,
     Group,
+    best_step_notes,
     chain_sheet,
     means_sheet,
     read_budgets,
@@ -48,7 +49,8 @@ def write_page(study: Study, out: Path, cells: Sequence[Cell]) -> tuple[Path, li
     failed = [f"{cell.name} failed: {reason}" for cell in cells if (reason := read_failure(out, cell)) is not None]
     changed = [f"Warning: {line}" for line in changed_data(study, out, cells)]
     chosen = chosen_on_reported(study)
-    warnings = [*failed, *changed, *([f"Warning: {chosen}"] if chosen else []), *_leakage(out, cells)]
+    warnings = [*failed, *changed, *([f"Warning: {chosen}"] if chosen else []), *best_step_notes(study)]
+    warnings += _leakage(out, cells)
     told = said or [why_no_verdict(study, finished, len(cells))]
     sections = [Section(anchor="answer", title="What came out", body=_answer(study, told, progress, warnings))]
     for budget in budgets:
@@ -91,14 +93,15 @@ def _budget(study: Study, budget: Budget) -> str:
                 f"{row_name(*section)}: macro AUROC over the share of patients whose texts are kept, 95 % intervals."
             )
             charts.append(figure(picture(svg, "svg+xml", f"{caption} {said}"), caption))
-    curve = validation_chart(study, budget)
-    if curve is not None:
-        caption = "Linear probe on validation rows during training, over minutes of training; one line a seed."
-        charts.append(figure(picture(curve, "svg+xml", caption), caption))
+    curves = []
+    for methods, svg in validation_charts(study, budget):
+        caption = f"Linear probe on validation rows during training: {methods}. One line a seed."
+        curves.append(figure(picture(svg, "svg+xml", caption), caption, "wide"))
     chain = chain_sheet(study, budget)
     return (
         _table(means_sheet(study, budget))
         + (grid(charts, "charts") if charts else "")
+        + "".join(curves)
         + (_table(chain) if chain is not None else "")
     )
 

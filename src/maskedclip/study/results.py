@@ -18,9 +18,10 @@ from maskedclip.evaluation.statistics import Estimate
 from maskedclip.study.cells import cell_folder, read_finished
 from maskedclip.study.checks import chosen_on_reported
 from maskedclip.study.definition import DEFAULT_SIZE, Cell, Study
-from maskedclip.study.evaluated_step import VALIDATION, at_the_start, best_trained
+from maskedclip.study.evaluated_step import VALIDATION, at_the_start, best_trained, looks_at
 
 SECTIONS = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
+_LEADS = {SECTIONS[0]: "encoder", SECTIONS[2]: "zero-shot"}  # what is told of every method beside the reference
 _RETRIEVAL: Key = ("retrieval", PER_TEXT, "recall_at_10")
 
 
@@ -119,18 +120,22 @@ def means_sheet(study: Study, budget: Budget) -> Sheet:
     """Every group: macro AUROC of each protocol, recall where it was measured, the lead on the reference, the cost."""
     retrieves = any(_RETRIEVAL in parts for parts in budget.comparison.distributions.values())
     columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS)]
-    columns += ["Image to text, recall at 10, mean over texts"] * retrieves
-    columns += [f"encoder minus {study.reference}", "steps", "step evaluated", "minutes", "images/s", "memory, GB"]
-    columns += ["validation, start and best"]
+    columns += ["Image to text, recall at 10, by text"] * retrieves
+    leads = [
+        part for part in _LEADS if any((*part, MACRO) in parts for parts in budget.comparison.distributions.values())
+    ]
+    columns += [f"{_LEADS[part]} minus {study.reference}" for part in leads]
+    columns += ["steps", "step evaluated", "minutes", "images/s", "memory, GB", "validation, start and best"]
     sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
     for group, found in budget.groups.items():
         reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
-        own: TableCell = TableCell(text="reference")
+        own = [TableCell(text="reference")] * len(leads)
         if group != reference:
-            own = TableCell(estimate=budget.difference(group, reference, ("linear", "encoder", MACRO)), signed=True)
+            found_leads = [budget.difference(group, reference, (*part, MACRO)) for part in leads]
+            own = [TableCell(estimate=lead, signed=True) for lead in found_leads]
         cells = [TableCell(estimate=budget.value(group, (*part, MACRO))) for part in SECTIONS]
         cells += [TableCell(estimate=budget.value(group, _RETRIEVAL))] * retrieves
-        cells += [own, *(TableCell(text=text) for text in _costs(found))]
+        cells += [*own, *(TableCell(text=text) for text in _costs(found))]
         sections.setdefault(group.texts, []).append(
             (f"{group.method} ({len(found)} seed{'s' * (len(found) > 1)})", cells)
         )
@@ -169,7 +174,7 @@ def verdicts(study: Study, budget: Budget) -> list[str]:
     """
     said = []
     about = study.equal_time or (study.chain[-1] if study.chain else study.reference)
-    for group in budget.groups:
+    for group in sorted(budget.groups, key=lambda group: -len(budget.groups[group])):  # what most trainings tell, first
         if group.method == study.reference or about not in (group.method, study.reference):
             continue
         same = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
@@ -202,9 +207,10 @@ def why_no_verdict(study: Study, finished: int, cells: int) -> str:
 
 def _verdict(budget: Budget, group: Group, other: Group, name: str, found: Estimate, varies: bool) -> str:
     words = "above" if found.low > 0 else "below" if found.high < 0 else "not shown to differ from"
-    seeds = f"{len(budget.groups[group])} and {len(budget.groups[other])} seeds"
+    counts = len(budget.groups[group]), len(budget.groups[other])
+    seeds = f"{counts[0]} and {counts[1]} seeds" if max(counts) > 1 else "one seed each"
     if not varies:
-        seeds += "; one training each: the chance of training is not in the interval"
+        seeds += ": the chance of training is not in the interval"
     return (
         f"{budget.title.split(':')[0]}: {group.name} is {words} {other.name}, {name}: {found.value:+.3f} "
         f"({found.low:+.3f} to {found.high:+.3f}, n {found.n:,}, {seeds})"
@@ -243,7 +249,7 @@ def _notes(study: Study, budget: Budget) -> list[str]:
         "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",
         "Validation, start and best: the online probe's AUROC before the first step and at its best after it, "
         "mean over the seeds.",
-        *_choice_notes(study),
+        *_choice_notes(study, budget),
     ]
     parts = comparison.distributions.values()
     if texts := next((part[_RETRIEVAL].n for part in parts if _RETRIEVAL in part), 0):
@@ -267,13 +273,24 @@ def _seed_notes(study: Study, budget: Budget) -> list[str]:
     return ["Some groups have fewer seeds than others, as the study's grid says."] if unequal else []
 
 
-def _choice_notes(study: Study) -> list[str]:
-    """What chose the step of the evaluated weights, where anything did."""
+def best_step_notes(study: Study) -> list[str]:
+    """What chose the step of the evaluated weights, where anything did: no sentence or one."""
     if not study.best_metrics:
         return []
     metric = "online probe" if study.best_metrics == (VALIDATION,) else " or ".join(study.best_metrics)
-    notes = [
-        f"The weights that are evaluated are those of the step with the best {metric} on validation rows (training."
-        "best_metric); step evaluated: of each seed."
+    return [
+        f"The weights that are evaluated are those of the step with the best {metric} on validation rows "
+        "(training.best_metric), which is partly chance."
     ]
+
+
+def _choice_notes(study: Study, budget: Budget) -> list[str]:
+    """What chose the step of the evaluated weights, and of how many, where anything did."""
+    notes = best_step_notes(study)
+    looks: dict[str, set[int]] = {}
+    for group, found in budget.groups.items():
+        looks.setdefault(group.method, set()).update(looks_at(result["validation"]) for _, result in found)
+    if notes:
+        counts = ", ".join(f"{method} {'-'.join(map(str, sorted(found)))}" for method, found in looks.items())
+        notes += [f"Step evaluated: of each seed; the best of so many validations: {counts}."]
     return notes + ([warning] if (warning := chosen_on_reported(study)) is not None else [])
