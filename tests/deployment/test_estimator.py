@@ -19,6 +19,7 @@ from sklearn.utils import estimator_checks
 from maskedclip.deployment.estimator import ImageEncoder
 from maskedclip.deployment.model import Model
 from maskedclip.errors import UserError
+from tests.changed_weights import change_weights
 from tests.stores import draw
 
 
@@ -102,9 +103,7 @@ def test_pickle__another_model_at_the_path_is_refused(files: list[str], trained_
     shutil.copytree(trained_run / "model", tmp_path / "model")
     encoder = ImageEncoder(tmp_path).fit()
     packed = pickle.dumps(encoder)
-    config = tmp_path / "model" / "config.json"
-    config.write_text(config.read_text().replace(encoder.fingerprint_, "0123456789abcdef"))
-    (tmp_path / "model" / "weights.safetensors").touch()
+    change_weights(tmp_path / "model")
     with pytest.raises(UserError, match="another model"):
         pickle.loads(packed).transform(files)
 

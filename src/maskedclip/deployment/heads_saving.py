@@ -19,7 +19,7 @@ from maskedclip.deployment.heads import STEPS, Abstention, Head, Kind, Method
 from maskedclip.deployment.model import Model
 from maskedclip.deployment.publishing import partial_of, publish
 from maskedclip.errors import UserError
-from maskedclip.models.saving import save_model
+from maskedclip.models.saving import folder_fingerprint, save_model
 
 FORMAT = 1
 FILE = "head.json"
@@ -203,9 +203,11 @@ def _head(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Head:
 
 
 def _encoder_fingerprint(folder: Path) -> str | None:
-    """Of the fine-tuned model in a head's folder; None where there is none."""
-    path = folder / "config.json"
-    return json.loads(path.read_text())["fingerprint"] if path.is_file() else None
+    """Of the fine-tuned model in a head's folder, as its weights are now; None where there is none."""
+    try:
+        return folder_fingerprint(folder)
+    except OSError:
+        return None
 
 
 def _bytes(path: Path) -> bytes:

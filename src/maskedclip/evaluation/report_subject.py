@@ -20,6 +20,7 @@ from maskedclip.evaluation.evaluate import PREDICTION_SCHEMA
 from maskedclip.evaluation.report_pictures import varied_rows
 from maskedclip.evaluation.statistics import Estimate
 from maskedclip.html import LeftOut
+from maskedclip.models.saving import folder_fingerprint
 from maskedclip.recipe import Recipe
 from maskedclip.training.rundir import RunDirectory
 
@@ -121,10 +122,10 @@ class Subject:
 
     @property
     def model_fingerprint(self) -> str | None:
-        """Of the run's weights, as its model folder states it; None where it does not."""
+        """Of the run's weights as they are now; None where they cannot be read."""
         try:
-            return json.loads((self.run.model / "config.json").read_text()).get("fingerprint")
-        except (OSError, ValueError, AttributeError):
+            return folder_fingerprint(self.run.model)
+        except OSError:
             return None
 
     @property

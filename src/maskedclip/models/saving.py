@@ -83,7 +83,7 @@ def _write(
     if tokenizer is not None:
         tokenizer.save(partial)
     (partial / "preprocessing.json").write_text(json.dumps(asdict(preprocessing), indent=2) + "\n")
-    config = {"format": FORMAT, "fingerprint": _fingerprint(partial), "model": model.config.to_dict()}
+    config = {"format": FORMAT, "fingerprint": folder_fingerprint(partial), "model": model.config.to_dict()}
     config |= {} if step is None else {"step": step}
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -133,7 +133,7 @@ def read_model(folder: Path) -> SavedModel:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UserError(f"{weights} is damaged ({str(error).splitlines()[0]}); copy it again") from None
-    return SavedModel(model.eval(), tokenizer, preprocessing, config["fingerprint"])
+    return SavedModel(model.eval(), tokenizer, preprocessing, folder_fingerprint(folder))
 
 
 def read_decoders(folder: Path) -> dict[str, Tensor]:
@@ -152,10 +152,20 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{path} is no JSON ({error}); copy it again") from None
 
 
-def _fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path) -> str:
+    """Of the weights and the preprocessing in a model folder, as they lie there.
+
+    What config.json states was true when it was written; weights that were averaged or exchanged since make other
+    features, and those kept of the former ones must not be taken for them.
+
+    Raises:
+        OSError: one of the files cannot be read.
+    """
     digest = hashlib.sha256()
     for name in (_WEIGHTS, "preprocessing.json"):
-        digest.update((folder / name).read_bytes())
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()[:16]
 
 
