@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -5,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from maskedclip.data.store import open_store
 from maskedclip.evaluation.leakage import run_folder, same_files, seen_in_pretraining
@@ -41,6 +41,7 @@ def test_write_seen__holds_the_training_rows_and_no_test_row(run: Path) -> None:
     seen = pq.read_table(run / SEEN)
     assert set(seen.column("id").to_pylist()) == {store.ids[row] for row in store.rows("train").tolist()}
     assert set(seen.column("store").to_pylist()) == set(store.fingerprints)
+    assert set(seen.column("crop").to_pylist()) == {"none"}
     assert 0 < sum(seen.column("with_text").to_pylist()) < len(seen)
 
 
@@ -67,7 +68,9 @@ def test_seen_in_pretraining__what_could_not_be_compared_is_said(run: Path, tmp_
     assert found["images"]["compared"] == len(hashed.rows("test"))
     assert found["patients"]["compared"] == 0
     assert found["sentence"].startswith(f"None of the {len(hashed.rows('test'))} test images was trained on")
-    assert "patients could not be compared" in found["sentence"]
+    assert found["sentence"].endswith(
+        "Patients could not be compared, as the store is none of those that were trained on."
+    )
 
 
 def test_seen_in_pretraining__files_near_duplicates_and_patients_are_found(run: Path, tmp_path: Path) -> None:
@@ -91,8 +94,15 @@ def test_seen_in_pretraining__files_near_duplicates_and_patients_are_found(run: 
     assert found["images"] == {"n": 1, "of": len(rows), "first": [store.ids[rows[0]]], "compared": len(rows)}
     assert store.ids[rows[1]] in found["near_duplicates"]["first"]
     assert store.ids[rows[2]] not in found["near_duplicates"]["first"]
-    assert found["patients"]["n"] == 0  # "p10" of another manifest is somebody else
-    assert found["sentence"].startswith("Leakage: of")
+    # "p10" of another manifest is somebody else; whose file was trained on is not, nor is that patient's other eye.
+    eyes = [store.ids[row] for row in rows[store.patients[rows] == store.patients[rows[0]]]]
+    assert found["patients"] == {"n": 2, "of": len(rows), "first": eyes, "compared": 2}
+    assert found["sentence"] == (
+        f"Leakage: of {len(rows)} test images, 1 was trained on, 1 more looks like a training image (by a perceptual "
+        "hash; by chance fewer than 0.1 % of fundus photographs would) and 2 are of patients that were trained on; "
+        "figures on them are too good. The other patients could not be compared, as the store is none of those that "
+        "were trained on."
+    )
     trained = open_store(run.parent / "store")
     again = seen_in_pretraining(run, trained, trained.rows("train"))
     assert again["patients"]["n"] == again["images"]["n"] == len(trained.rows("train"))
@@ -111,37 +121,6 @@ def test_run_folder__of_a_run_at_another_size_or_its_model_and_of_nothing_else(r
         assert run_folder(spec) is None
     store = open_store(run.parent / "store")
     assert "not known" in seen_in_pretraining(None, store, store.rows("test"))["reason"]
-
-
-def test_seen_in_pretraining__what_an_encoder_had_seen_before_the_run_counts(run: Path, tmp_path: Path) -> None:
-    store = open_store(run.parent / "store")
-    second = tmp_path / "second"
-    shutil.copytree(run, second)
-    recipe = yaml.safe_load((second / "recipe.yaml").read_text())
-
-    def began_from(weights: Path) -> dict:
-        recipe["model"]["image_weights"] = str(weights)
-        (second / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        return seen_in_pretraining(second, store, store.rows("test"))
-
-    stranger = tmp_path / "stranger.safetensors"
-    stranger.write_bytes(b"")
-    found = began_from(stranger)
-    assert found["images"]["n"] == 0
-    assert found["sentence"].endswith("What the weights it began from (stranger.safetensors) had seen is not known.")
-
-    first = tmp_path / "first"
-    (first / "model").mkdir(parents=True)
-    (first / "model" / "weights.safetensors").write_bytes(b"")
-    seen = pq.read_table(run / SEEN)
-    row = int(store.rows("test")[0])
-    columns = {name: [None] for name in seen.column_names}
-    columns |= {"store": [store.fingerprints[0]], "id": [store.ids[row]]}
-    columns["sha256"] = [store.table.column("sha256")[row].as_py()]
-    pq.write_table(pa.Table.from_pydict(columns, schema=seen.schema), first / SEEN)
-    found = began_from(first / "model" / "weights.safetensors")
-    assert found["images"]["first"] == [store.ids[row]]
-    assert "initial_weights" not in found
 
 
 def test_same_files__finds_a_training_image_among_the_test_images(run: Path, tmp_path: Path) -> None:
@@ -168,3 +147,42 @@ def test_seen_in_pretraining__an_older_run_says_that_it_cannot_be_checked(run: P
     found = seen_in_pretraining(tmp_path, store, store.rows("test"))
     assert found["checked"] is False
     assert "cannot be checked" in found["reason"]
+    (tmp_path / SEEN).write_bytes(b"no parquet")
+    assert (
+        "is damaged, so leakage cannot be checked" in seen_in_pretraining(tmp_path, store, store.rows("test"))["reason"]
+    )
+
+
+def test_seen_in_pretraining__patients_that_have_no_name_are_not_said_to_be_compared(run: Path) -> None:
+    store = open_store(run.parent / "store")
+    rows = store.rows("test")
+    table = store.table
+    names = [None if row == rows[0] else name for row, name in enumerate(table.column("patient").to_pylist())]
+    store.table = table.set_column(table.column_names.index("patient"), "patient", pa.array(names, pa.string()))
+    found = seen_in_pretraining(run, store, rows)
+    assert found["patients"]["compared"] == len(rows) - 1
+    assert found["sentence"] == (
+        f"None of the {len(rows)} test images was trained on. The other patients could not be compared, as some images "
+        "name none."
+    )
+
+
+def test_seen_in_pretraining__a_patient_is_known_by_any_of_the_files(run: Path, tmp_path: Path) -> None:
+    """The training rows of a store that was curated again: the same files, and another fingerprint."""
+    folder = tmp_path / "again"
+    shutil.copytree(run.parent / "store", folder)
+    about = json.loads((folder / "curation.json").read_text())
+    (folder / "curation.json").write_text(json.dumps(about | {"fingerprint": "f" * 64}))
+    store = open_store(folder)
+    rows, train = store.rows("test"), store.rows("train")
+    owner = store.patients[train[0]]
+    hashes = store.table.column("sha256").to_pylist()
+    moved = int(train[0])  # one eye of a patient goes to the test rows under another file, the other eye stays
+    hashes[moved] = "another file"
+    table = store.table.set_column(store.table.column_names.index("sha256"), "sha256", pa.array(hashes))
+    store.table = table
+    assert (store.patients == owner).sum() == 2
+    found = seen_in_pretraining(run, store, np.array([*rows, moved]))
+    assert found["images"]["n"] == 0
+    assert found["patients"]["first"] == [store.ids[moved]]
+    assert found["sentence"].startswith(f"Leakage: of {len(rows) + 1} test images, 0 were trained on")

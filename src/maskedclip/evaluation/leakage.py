@@ -4,24 +4,31 @@ m test rows, s rows that were trained on.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maskedclip.data.audit.bands import HashIndex
 from maskedclip.data.store import Store
 from maskedclip.evaluation.case import AnyStore
-from maskedclip.training.rundir import RunDirectory
-from maskedclip.training.seen import SEEN
+from maskedclip.training.seen import SEEN, read_seen
 
-# Bits of 64 in which the perceptual hashes of near-duplicates differ at most.  Measured: of 5.6 million pairs of an
-# ODIR and an EyePACS photograph, surely of different eyes, none agree in all and 20 differ in at most 2 bits (213 more
-# in 4), so by chance about one test image of a hundred has such a partner among 4,000.
-NEAR = 2
+# Bits of 64 in which the perceptual hashes of images that look the same differ at most -> the chance that those of two
+# patients' images do (hashes differ in an even number of bits).  Measured on photographs of different patients: of 26
+# million pairs within ODIR 12 agree in all bits and 270 in all but 2; of 1.2 million within EyePACS none and 18; of 5.6
+# million of one of each none and 11.  Of 150 of ODIR's, saved again at 90 % of their size as JPEG of quality 85, 78 %
+# are found within 2 bits and 43 % at 0; in a store of twice or half the size 80 %, but with another crop 1 %.
+_BITS = {2: 1e-5, 0: 5e-7}
+# By chance ever more test images look like one of ever more training images: above this share fewer bits may differ.
+_CHANCE = 0.05
+# Near-duplicates are told as leakage above this number and share, and twice what there are by chance.
+_FEW, _SHARE = 3, 0.05
+_MEASURABLE = 100  # training images with patients, from which on what there are by chance is measured on them
+_ASKED = 2_000  # of which at most this many are compared with all others
 _LISTED = 5
 
 
@@ -36,48 +43,61 @@ def run_folder(spec: str) -> Path | None:
 def seen_in_pretraining(run: Path | None, store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
     """Which of the test rows (m,) of `store` the run was trained on; None is a model of another project.
 
+    What its first stage had seen counts, and what the runs that its first weights come from had, however far back.
+
     Returns: {"checked": False, "reason"}; or {"checked": True, "images", "near_duplicates", "patients": {"n", "of",
-        "first", "compared"}, "sentence"}, all for JSON.  `compared` is how many of the rows could be compared: files by
-        their hash, or by id in a store that was trained on; patients only in such a store, since two hospitals may both
-        have a patient "17", and a store that was curated again is another one.
+        "first", "compared"}, "sentence"}, all for JSON; with "not_known" where it began from weights of which nobody
+        knows what they had seen.  `compared` is how many of the rows could be compared: files by their hash, or by id
+        in a store that was trained on; patients by name in such a store alone, since two hospitals may both have a
+        patient "17", and a store that was curated again is another one; but a patient any of whose files was trained
+        on is known to be.  Near-duplicates are those whose own file was not trained on, within "bits" of a perceptual
+        hash; "by_chance" is the share of images of other patients that there would be all the same.
     """
     if run is None:
         return {
             "checked": False,
             "reason": "what this model was trained on is not known, so leakage cannot be checked",
         }
-    path = run / SEEN
-    first_stage = run / "first_stage" / SEEN
-    if not path.is_file():
-        return {
-            "checked": False,
-            "reason": f"the run has no {SEEN} (made by an earlier version), so it cannot be checked",
-        }
-    initial = RunDirectory(run).read_recipe().model.image_weights
-    # An encoder may come from another run's model folder, whose images it has seen too.
-    started = Path(initial).parent.parent / SEEN if initial and Path(initial).is_file() else None
-    known = [entry for entry in (path, first_stage, started) if entry is not None and entry.is_file()]
-    seen = pa.concat_tables([pq.read_table(entry) for entry in known])
-    table = store.table.take(pa.array(rows))
+    seen, not_known = read_seen(run)
+    if seen is None:
+        why = "is damaged" if (run / SEEN).is_file() else "is missing (the run was made by an earlier version)"
+        return {"checked": False, "reason": f"the run's {SEEN} {why}, so leakage cannot be checked"}
     ids = [store.ids[row] for row in rows.tolist()]
-    owners = np.repeat(np.asarray(store.fingerprints, object), store.sizes)[rows]
+    owners = np.repeat(np.asarray(store.fingerprints, object), store.sizes)
     same_store = np.isin(owners, list(set(seen.column("store").to_pylist())))
-    files = _same(table, seen, "sha256")
-    by_hash = np.ones(len(rows), bool) if files is None else table.column("sha256").is_valid().to_numpy()
-    if files is None:  # a store without hashes: ids tell, in the same store
-        files, by_hash = _same_ids(store, rows, seen), same_store
-    near, hashed = _near(table, seen)
-    patients = _patients(store, rows, seen)
+    trained, hashed = _trained(store, owners, seen)
+    files, by_file = trained[rows], (hashed | same_store)[rows]
+    near = _near(store.table.take(pa.array(rows)), seen)
+    look = near.hits & ~files
+    patients = _patients(store, owners, seen, trained)[rows]
+    by_name = (same_store & (store.patients != ""))[rows]
     found: dict[str, Any] = {"checked": True}
-    parts = (("images", files, by_hash), ("near_duplicates", near, hashed), ("patients", patients, same_store))
+    parts = (
+        ("images", files, by_file),
+        ("near_duplicates", look, near.compared),
+        ("patients", patients, patients | by_name),
+    )
     for name, hits, compared in parts:
         first = [ids[k] for k in np.flatnonzero(hits)[:_LISTED]]
         found[name] = {"n": int(hits.sum()), "of": len(rows), "first": first, "compared": int(compared.sum())}
-    found["sentence"] = _sentence(found)
-    if initial and started not in known:
-        found["initial_weights"] = Path(initial).name
-        found["sentence"] += f" What the weights it began from ({Path(initial).name}) had seen is not known."
+    found["near_duplicates"] |= {"bits": near.bits, "by_chance": near.by_chance}
+    found["sentence"] = " ".join(
+        [
+            _sentence(found, near.chance_said),
+            *_doubts(found, same_store[rows]),
+            *_crops(store, rows, near, seen),
+            *([f"What {' and '.join(not_known)} had seen is not known."] if not_known else []),
+        ]
+    )
+    if not_known:
+        found["not_known"] = not_known
     return found
+
+
+def is_warning(found: Mapping[str, Any]) -> bool:
+    """Whether what `seen_in_pretraining` returned, now or for an earlier version, is more than a note."""
+    near = found.get("near_duplicates", {"n": 0, "of": 0})
+    return found.get("sentence", "").startswith("Leakage") or _many(near)
 
 
 def same_files(store: AnyStore) -> dict[str, Any] | None:
@@ -93,63 +113,162 @@ def same_files(store: AnyStore) -> dict[str, Any] | None:
     return {"n": len(twice), "first": [store.ids[row] for row in twice[:_LISTED]]}
 
 
-def _same(table: pa.Table, seen: pa.Table, column: str) -> NDArray[np.bool_] | None:
-    """Rows whose value was seen, (m,); None where the store or the run does not have the column."""
-    if column not in table.column_names or seen.column(column).null_count == len(seen):
-        return None
-    known = set(seen.column(column).drop_null().to_pylist())
-    return np.array([value is not None and value in known for value in table.column(column).to_pylist()], dtype=bool)
-
-
-def _same_ids(store: Store, rows: NDArray[np.int64], seen: pa.Table) -> NDArray[np.bool_]:
+def _trained(store: Store, owners: NDArray[np.object_], seen: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of all rows of the store, (n,) each: whose file was trained on, and whose could be compared by its hash."""
     known = set(zip(seen.column("store").to_pylist(), seen.column("id").to_pylist(), strict=True))
-    owners = np.repeat(np.arange(len(store.sizes)), store.sizes)
-    return np.array([(store.fingerprints[owners[row]], store.ids[row]) in known for row in rows.tolist()], dtype=bool)
+    trained = np.array([key in known for key in zip(owners, store.ids, strict=True)], dtype=bool)
+    hashes = set(seen.column("sha256").drop_null().to_pylist())
+    if "sha256" not in store.table.column_names or not hashes:
+        return trained, np.zeros(len(store), bool)
+    given = store.table.column("sha256").to_pylist()
+    hashed = np.array([value is not None for value in given], dtype=bool)
+    return trained | np.array([value in hashes for value in given], dtype=bool), hashed
 
 
-def _near(table: pa.Table, seen: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Rows that look like one that was seen, and rows that could be compared, (m,) each."""
-    column = "perceptual_hash"
-    if column not in table.column_names or len(table) == 0 or seen.column(column).null_count == len(seen):
-        return np.zeros(len(table), bool), np.zeros(len(table), bool)
-    given = table.column(column).to_pylist()
-    queries = np.array([0 if value is None else int(value, 16) for value in given], dtype=np.uint64)
-    known = np.array([int(value, 16) for value in seen.column(column).drop_null().to_pylist()], dtype=np.uint64)
-    near = np.zeros(len(queries), bool)
-    for found, _ in HashIndex(known, NEAR).search(queries):
-        near[found] = True
-    hashed = np.array([value is not None for value in given])
-    return near & hashed, hashed
-
-
-def _patients(store: Store, rows: NDArray[np.int64], seen: pa.Table) -> NDArray[np.bool_]:
+def _patients(
+    store: Store, owners: NDArray[np.object_], seen: pa.Table, trained: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Of all rows of the store, whose patient was trained on, (n,): by name in the same store, or by any file."""
     known = set(zip(seen.column("store").to_pylist(), seen.column("patient").to_pylist(), strict=True))
-    owners = np.repeat(np.arange(len(store.sizes)), store.sizes)
-    named = [(store.fingerprints[owners[row]], store.patients[row]) for row in rows.tolist()]
-    return np.array([bool(patient) and (owner, patient) in known for owner, patient in named], dtype=bool)
+    known |= set(zip(owners[trained], store.patients[trained], strict=True))
+    named = zip(owners, store.patients, strict=True)
+    return trained | np.array([bool(patient) and (owner, patient) in known for owner, patient in named], dtype=bool)
 
 
-def _sentence(found: dict[str, Any]) -> str:
-    """For a reader."""
+class _Near(NamedTuple):
+    """hits: rows that look like one that was seen, (m,).  compared: rows that could be, (m,).
+
+    bits: in which hashes may differ.  by_chance: the share of hits among images of other patients; None: none compared.
+    """
+
+    hits: NDArray[np.bool_]
+    compared: NDArray[np.bool_]
+    bits: int | None = None
+    by_chance: float | None = None
+    chance_said: str = ""
+
+
+def _near(table: pa.Table, seen: pa.Table) -> _Near:
+    column = "perceptual_hash"
+    given = table.column(column).to_pylist() if column in table.column_names else [None] * len(table)
+    hashed = np.array([value is not None for value in given], dtype=bool)
+    hits = np.zeros(len(table), bool)
+    if not hashed.any() or seen.column(column).null_count == len(seen):
+        return _Near(hits, np.zeros(len(table), bool))
+    queries = _numbers([value or "0" for value in given])
+    known = np.unique(_numbers(seen.column(column).drop_null().to_pylist()))
+    bits, by_chance, said = 0, 0.0, ""
+    for bits, rate in _BITS.items():
+        measured = _measured_chance(seen, bits, len(known))
+        by_chance = 1 - (1 - rate) ** len(known) if measured is None else measured
+        share = f"about {100 * by_chance:.1f} %" if by_chance >= 0.001 else "fewer than 0.1 %"
+        said = f"by a perceptual hash; by chance {share}{' of fundus photographs' * (measured is None)} would"
+        if by_chance <= _CHANCE:
+            break
+    for found, _ in HashIndex(known, bits).search(queries):
+        hits[found] = True
+    return _Near(hits & hashed, hashed, bits, by_chance, said)
+
+
+def _numbers(hashes: Sequence[str]) -> NDArray[np.uint64]:
+    return np.array([int(value, 16) for value in hashes], dtype=np.uint64)
+
+
+def _measured_chance(seen: pa.Table, bits: int, count: int) -> float | None:
+    """The share of training images that look like another patient's, as it would be among `count` images.
+
+    Some kinds of picture look more alike than others do.  In one store, the largest, since in two a patient may have
+    two names.  None: too few of its images name their patient.
+    """
+    stores, ids, hashes, patients = (
+        np.asarray(seen.column(name).fill_null("").to_pylist(), str)
+        for name in ("store", "id", "perceptual_hash", "patient")
+    )
+    named = (patients != "") & (hashes != "")
+    largest, sizes = np.unique(stores[named], return_counts=True)
+    if not len(largest) or sizes.max() < _MEASURABLE:
+        return None
+    rows = np.flatnonzero(named & (stores == largest[sizes.argmax()]))
+    rows = rows[np.unique(ids[rows], return_index=True)[1]]  # once each, where several runs were trained on them
+    values = _numbers(hashes[rows].tolist())
+    people = np.unique(patients[rows], return_inverse=True)[1]
+    index = HashIndex(values, bits)
+    place = np.searchsorted(index.values, values)
+    lowest, highest = np.full(len(index.values), len(values)), np.full(len(index.values), -1)
+    np.minimum.at(lowest, place, people)
+    np.maximum.at(highest, place, people)
+    asked = np.unique(np.linspace(0, len(values) - 1, _ASKED).astype(np.int64))
+    alike = np.zeros(len(asked), bool)
+    for query, found in index.search(values[asked]):
+        own = people[asked[query]]
+        alike[query[(lowest[found] != own) | (highest[found] != own)]] = True
+    return float(1 - (1 - alike.mean()) ** (count / len(index.values)))
+
+
+def _many(near: Mapping[str, Any]) -> bool:
+    """Whether there are well more near-duplicates than by chance."""
+    compared = near.get("compared", near["of"])
+    chance = near.get("by_chance") or 0.0
+    limit = max(_SHARE, min(2 * chance, (1 + chance) / 2))
+    return near["n"] > max(_FEW, limit * compared)
+
+
+def _sentence(found: Mapping[str, Any], chance: str) -> str:
+    """What was found, for a reader."""
     images, near, patients = (found[name]["n"] for name in ("images", "near_duplicates", "patients"))
-    of = found["images"]["of"]
+    of, by_file, by_name = found["images"]["of"], found["images"]["compared"], found["patients"]["compared"]
     if images or patients:
+        more = f"{near:,} more look{'s' * (near == 1)} like a training image ({chance})"
+        parts = [f"{images:,} {'was' if images == 1 else 'were'} trained on", *([more] if near else [])]
+        parts.append(f"{patients:,} {'is' if patients == 1 else 'are'} of patients that were trained on")
+        return f"Leakage: of {of:,} test images, {', '.join(parts[:-1])} and {parts[-1]}; figures on them are too good."
+    if _many(found["near_duplicates"]):
+        though = ", though none is the same file" if by_file == of else ""
         return (
-            f"Leakage: of {of:,} test images, {images:,} were trained on and {patients:,} are of patients that were "
-            "trained on; figures on them are too good."
+            f"Leakage: {near:,} of {of:,} test images look like training images{though} ({chance}); where they are "
+            "copies, figures on them are too good."
         )
-    look = f"; {near:,} look like one that was (a perceptual hash; about 1 in 100 does by chance)" if near else ""
-    compared = {name: found[name]["compared"] == of for name in ("images", "near_duplicates", "patients")}
-    if not compared["images"]:
+    look = f"; {near:,} look{'s' * (near == 1)} like a training image ({chance})" if near else ""
+    if not by_file:
         return (
             "Leakage could not be checked: the store has no hashes of its images and is none of those that were "
-            "trained on; curate it with `maskedclip curate`."
+            f"trained on; curate it with `maskedclip curate`{look}."
         )
-    people = ", and none of their patients," if compared["patients"] else ""
-    doubts = []
-    if not compared["patients"]:
-        doubts.append("patients could not be compared, as the store is none of those that were trained on")
-    if not compared["near_duplicates"]:
-        doubts.append("look-alikes could not, for want of perceptual hashes")
-    unsure = f" ({'; '.join(doubts)})" if doubts else ""
-    return f"None of the {of:,} test images{people} was trained on{look}{unsure}."
+    if by_file < of:
+        return f"None of the {by_file:,} test images that could be compared, of {of:,}, was trained on{look}."
+    people = ", and none of their patients," if by_name == of else ""
+    return f"None of the {of:,} test images{people} was trained on{look}."
+
+
+def _doubts(found: Mapping[str, Any], same_store: NDArray[np.bool_]) -> list[str]:
+    """What could not be compared.  same_store: of which test rows the store was trained on, (m,)."""
+    of = found["images"]["of"]
+    if not of or not found["images"]["compared"]:
+        return []
+    said = []
+    if found["patients"]["compared"] < of:
+        who = "The other patients" if found["patients"]["compared"] else "Patients"
+        if same_store.all():
+            why = "some images name none"
+        elif same_store.any():
+            why = "some images are of stores that were not trained on"
+        else:
+            why = "the store is none of those that were trained on"
+        said.append(f"{who} could not be compared, as {why}.")
+    if found["near_duplicates"]["compared"] < of:
+        part = " of all of them" if found["near_duplicates"]["compared"] else ""
+        said.append(f"Look-alikes{part} could not be sought, for want of perceptual hashes.")
+    return said
+
+
+def _crops(store: Store, rows: NDArray[np.int64], near: _Near, seen: pa.Table) -> list[str]:
+    """That copies are not found, where pictures were cropped otherwise than those that were trained on."""
+    given = np.asarray([entry["settings"].get("crop") for entry in store.curation], object)
+    here = set(np.repeat(given, store.sizes)[rows]) - {None}
+    there = set(seen.column("crop").drop_null().to_pylist())
+    if not near.compared.any() or not here or not there or (here == there and len(here) == 1):
+        return []
+    return [
+        f"The test images are stored with crop {' and '.join(sorted(here))}, the training images with crop "
+        f"{' and '.join(sorted(there))}: copies are easily missed across different crops."
+    ]

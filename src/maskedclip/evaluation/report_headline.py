@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskedclip.evaluation.compare import MACRO
+from maskedclip.evaluation.leakage import is_warning
 from maskedclip.evaluation.report_figures import interval_chart
 from maskedclip.evaluation.report_names import DIRECTIONS, PROTOCOLS, row_name, verdict
 from maskedclip.evaluation.report_subject import Evaluation, Subject, measured_keys
@@ -21,7 +22,7 @@ def headline(subject: Subject) -> str:
     leakage = main.about.get("seen_in_pretraining")
     if leakage is not None:
         said = leakage.get("sentence") or leakage.get("reason", "")
-        parts.append(paragraph(said, "warning" if said.startswith("Leakage") else "note"))
+        parts.append(paragraph(said, "warning" if is_warning(leakage) else "note"))
     files = main.about.get("same_files")
     if files and files["n"]:
         said = f"{files['n']:,} test images are training or validation images of the labels too (the same file)."
