@@ -10,6 +10,7 @@ from maskedclip.data.prompts import (
     load_prompts,
     prompts_for,
     prompts_for_class,
+    prompts_for_meaning,
     unknown_labels,
 )
 from maskedclip.data.prompts_findings import FINDINGS, Entry
@@ -161,3 +162,12 @@ def test_unknown_labels__are_told_with_what_is_near() -> None:
     assert "did you mean glaucoma?" in said[0]
     assert "'unicorn'" in said[1]
     assert "did you mean" not in said[1]
+
+
+def test_prompts_for_meaning__a_grade_in_the_words_of_its_task() -> None:
+    prompts = prompts_for_meaning("corneal_grade", 1, "mild keratitis")
+    assert prompts[:2] == ["mild keratitis", "fundus photograph with mild keratitis"]
+    assert prompts[-1] == "corneal grade: mild keratitis"
+    assert set(prompts_for("glaucoma")) < set(prompts_for_meaning("stage", 2, "glaucoma"))
+    assert prompts_for_meaning("dr_grade", 1, "mild") == []  # described here
+    assert prompts_for_meaning("dr_grade", 7, "worse")

@@ -93,12 +93,15 @@ def papila(root: Path) -> None:
 
 
 def odir_kaggle(root: Path) -> None:
-    header = ["ID", "Patient Age", "Left-Fundus", *"NDGCAHMO", "filepath", "labels", "target", "filename"]
+    header = ["ID", "Patient Age", "Patient Sex", "Left-Fundus", "Right-Fundus"]
+    header += ["Left-Diagnostic Keywords", "Right-Diagnostic Keywords", *"NDGCAHMO"]
+    header += ["filepath", "labels", "target", "filename"]
     rows = []
     for n in range(40):
+        person = [n, 40 + n, ("Female", "Male")[n % 2], f"{n}_left.jpg", f"{n}_right.jpg", f"left {n}", f"right {n}"]
         for side in ("left", "right"):
             code = "NDGCAHMO"[(n + (side == "left")) % 8]
-            rows.append([n, 60, f"{n}_left.jpg", *[0] * 8, "x", f"['{code}']", "[1, 0]", f"{n}_{side}.jpg"])
+            rows.append([*person, *[0] * 8, "x", f"['{code}']", "[1, 0]", f"{n}_{side}.jpg"])
             picture(root / "preprocessed_images" / f"{n}_{side}.jpg")
     table(root / "full_df.csv", header, rows)
 

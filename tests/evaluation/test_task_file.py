@@ -77,6 +77,10 @@ def test_shipped_tasks__every_class_has_prompts_that_no_other_class_has(name: st
         ("kind: ordinal", "kind: grades", "labels.grade.kind: 'grades' is none of binary, ordinal, nominal"),
         ("{0: none, 1: some}", "[none, some]", "labels.grade.classes: needs two or more whole numbers"),
         ("kind: ordinal, classes: {0: none, 1: some}", "kind: nominal, classes: [a]", "needs a list of two or more"),
+        ("{0: none, 1: some}", "{0: no, 1: some}", "labels.grade.classes.0: False is not text; put it in quotes"),
+        ("{0: none, 1: some}", "{0: , 1: some}", "labels.grade.classes.0: is missing"),
+        ("{0: none, 1: some}", "{0: none, 1: None }", "labels.grade.classes.1: 'none' is the meaning of 0 too"),
+        ("ordinal, classes: {0: none, 1: some}", "nominal, classes: [a, A]", "two or more different words"),
         ("kind: ordinal,", "kind: binary,", "labels.grade.classes: a binary label has none"),
         ("layout: folders", "layout: zip", "data[0].layout: 'zip' is none of folders, table, store"),
         ("label: grade", "label: stage", "data[0].label: 'stage' is none of grade"),
@@ -122,7 +126,16 @@ data:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("some: 1", "some: 5", "data[0].tables[0].labels.grade.values: 5 is no class of grade"),
+        ("some: 1", "some: 5", "data[0].tables[0].labels.grade.values: 5 is no class of grade; it has 0, 1"),
+        ("some: 1", "some: [1]", "data[0].tables[0].labels.grade.values: [1] is no class of grade"),
+        ("some: 1", "some: {1: 1}", "data[0].tables[0].labels.grade.values: {1: 1} is no class of grade"),
+        ("some: 1", "some: yes", "data[0].tables[0].labels.grade.values: True is no class of grade"),
+        ("some: 1", "some: ", "data[0].tables[0].labels.grade.values: None is no class of grade"),
+        ("file: a.csv", "file: a.csv\n        columns: [age]", "tables[0].columns: is not a map of keys to values"),
+        ("file: a.csv", "file: a.csv\n        columns: {age: 3}", "tables[0].columns.age: 3 is not text"),
+        ("file: a.csv", "file: a.csv\n        columns: {Split: s}", "columns: 'Split' is a name of the store's own"),
+        ("file: a.csv", "file: a.csv\n        columns: {label.x: s}", "columns: 'label.x' is a name of the store's"),
+        ("file: a.csv", "file: a.csv\n        where: {eye: 1}", "tables[0].where.eye: 1 is not text"),
         (
             "column: g, values: {none: 0, some: 1}",
             "column: g, contains: x",

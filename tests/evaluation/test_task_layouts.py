@@ -1,4 +1,5 @@
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from maskedclip.data.curate import curate
 from maskedclip.data.manifest import read_manifest
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
+from maskedclip.evaluation.subgroups import group_rows, subgroup_columns
 from maskedclip.evaluation.task_file import load_task
 from maskedclip.evaluation.task_layouts import task_manifest, task_store
 from maskedclip.evaluation.task_rows import Row, split_rows
@@ -23,6 +25,7 @@ from tests.evaluation.task_folders import (
     class_folders,
     messidor2,
     odir_kaggle,
+    odir_sheet,
     papila,
     picture,
     table,
@@ -122,6 +125,79 @@ def test_task_manifest__cells_say_what_the_set_says(tmp_path: Path) -> None:
         "0",
     )
     assert rows["1_left.jpg"]["label.glaucoma"] == "1"
+
+
+@pytest.mark.parametrize("draw", [odir_kaggle, odir_sheet])
+def test_task_manifest__age_and_sex_become_columns_of_the_store(tmp_path: Path, draw: Draw) -> None:
+    _manifest("odir5k", draw, tmp_path)
+    curate(
+        tmp_path / "out" / "manifest.csv", tmp_path / "store", size=16, crop="none", allow_outside=True, progress=False
+    )
+    store = open_store(tmp_path / "store")
+    columns = subgroup_columns(store.table, ["age", "sex"], np.arange(len(store)))
+    assert set(columns["sex"]) <= {"Female", "Male"}
+    assert set(group_rows("age", columns["age"])) <= {"40-49", "50-59", "60-69", "70-79"}
+
+
+def test_task_manifest__columns_of_papila_and_those_that_are_missing(tmp_path: Path) -> None:
+    rows = {row["image"].split("/")[-1]: row for row in _manifest("papila", papila, tmp_path)}
+    assert (rows["RET003OS.jpg"]["age"], rows["RET003OS.jpg"]["sex"]) == ("53", "1")
+    path = tmp_path / "root" / "ClinicalData" / "patient_data_os.csv"
+    path.write_text(path.read_text().replace("Gender", "G", 1))
+    assert _faults("papila", tmp_path / "root", tmp_path / "other") == [
+        "ClinicalData/patient_data_os.csv: no column 'Gender'; it has ID, Age, G, Diagnosis"
+    ]
+
+
+def test_task_manifest__each_eye_has_its_own_keywords(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "retrieval" in load_task("odir5k").protocols
+    rows = {row["image"].split("/")[-1]: row for row in _manifest("odir5k", odir_kaggle, tmp_path)}
+    assert len(rows) == 80
+    assert (rows["3_left.jpg"]["text"], rows["3_right.jpg"]["text"]) == ("left 3", "right 3")
+    assert capsys.readouterr().err == ""
+    path = tmp_path / "root" / "full_df.csv"
+    path.write_text(path.read_text().replace(",3_right.jpg\n", ",third.jpg\n"))  # a row of neither eye
+    task_manifest(load_task("odir5k"), tmp_path / "root", tmp_path / "other")
+    assert "full_df.csv: left out, since no 'where' of the task takes them: 1 of its rows" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("Right-Fundus", "Right Fundus", 1))
+    assert _faults("odir5k", tmp_path / "root", tmp_path / "third")[0].startswith(
+        "full_df.csv: no column 'Right-Fundus'; it has ID, Patient Age"
+    )
+    path.write_text(path.read_text().replace("Right Fundus", "Right-Fundus", 1).replace("_right.jpg\n", "_r.jpg\n"))
+    assert _faults("odir5k", tmp_path / "root", tmp_path / "fourth") == [
+        "full_df.csv: has no row where filename = {Right-Fundus}"
+    ]
+
+
+def test_task_manifest__words_for_unknown_are_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    papila(tmp_path / "root")
+    path = tmp_path / "root" / "ClinicalData" / "patient_data_od.csv"
+    path.write_text(re.sub(r"(?m)^(#00[5-7],.*,)\d$", r"\1NA", path.read_text()))
+    with task_manifest(load_task("papila"), tmp_path / "root", tmp_path / "out").open() as file:
+        rows = {row["image"].split("/")[-1]: row["label.diagnosis"] for row in csv.DictReader(file)}
+    assert [rows[f"RET00{n}OD.jpg"] for n in (4, 5, 6, 7)] == ["established glaucoma", "", "", ""]
+    assert "label diagnosis: 'NA' (3 rows) taken as unknown" in capsys.readouterr().err
+
+
+def test_task_manifest__is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aptos(tmp_path / "root")
+    task = load_task("aptos2019")
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            task_manifest(task, tmp_path / "root", tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+    (tmp_path / "out" / ".partial-manifest.csv-1").write_text("image,text")
+    manifest = task_manifest(task, tmp_path / "root", tmp_path / "out")  # goes on where it was cut off
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images", "manifest.csv"]
+    assert len(manifest.read_text().splitlines()) == 31
+    (tmp_path / "mine" / "images").mkdir(parents=True)  # a folder of the user's is nobody's leavings
+    with pytest.raises(UserError, match="exists already"):
+        task_manifest(task, tmp_path / "root", tmp_path / "mine")
 
 
 def test_task_manifest__missing_column_names_those_that_are_there(tmp_path: Path) -> None:

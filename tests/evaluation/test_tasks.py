@@ -29,6 +29,32 @@ def test_read_tasks__kinds_and_unknown_values() -> None:
 
 
 @pytest.mark.parametrize(
+    ("column", "classes", "said"),
+    [
+        (["NA", "left", "right", None, "unknown", "NA"], ("left", "right"), "'NA' (2 rows), 'unknown' (1 row) taken"),
+        (["none", "mild", "severe", "n/a"], ("mild", "none", "severe"), "'n/a' (1 row) taken as unknown"),
+        (["none", "glaucoma", "amd", "none"], ("amd", "glaucoma", "none"), ""),
+        (["None", "glaucoma", "healthy", "none"], ("glaucoma", "healthy"), "'None' (1 row), 'none' (1 row) taken"),
+    ],
+)
+def test_read_tasks__words_for_unknown_are_no_classes(
+    column: list, classes: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = read_tasks({"x": np.array(column, dtype=object)})[0]["x"]
+    assert task.classes == classes
+    known = {value: place for place, value in enumerate(classes)}
+    assert task.truth.tolist() == [known.get(value, -1) for value in column]
+    told = capsys.readouterr().err
+    assert said in told
+    assert told == "" or told.startswith("label.x: ")
+    assert bool(told) == bool(said)
+
+
+def test_read_tasks__what_is_left_without_unknown_words_may_be_one_class() -> None:
+    assert read_tasks({"x": np.array(["NA", "none", "normal"], dtype=object)})[1] == {"x": "has one value only"}
+
+
+@pytest.mark.parametrize(
     ("column", "reason"),
     [
         (np.array([0.5, 1, 2], dtype=np.float32), "has fractions: a quantity, not classes"),

@@ -74,11 +74,21 @@ def prompts_for_class(label: str, value: str | int, overrides: Overrides | None 
         return list(overrides[key])
     if isinstance(value, str):
         return prompts_for(value, overrides)
-    grades = GRADES.get(humanise(label).replace("-", " "), {})
+    grades = _grades(label)
     if value in grades:
         return list(grades[value])
     name = humanise(label)
     return [f"{name} {value}", f"{name} grade {value}", f"fundus photograph with {name} {value}"]
+
+
+def prompts_for_meaning(label: str, value: int, meaning: str) -> list[str]:
+    """The sentences that stand for a grade which a task file calls `meaning`; none where the grade is described here.
+
+    The label's name is in one of them, since a meaning may be as short as "mild".
+    """
+    if value in _grades(label):
+        return []
+    return list(dict.fromkeys([*prompts_for(meaning), f"{humanise(label)}: {meaning.strip()}"]))
 
 
 def load_prompts(path: Path) -> dict[str, list[str]]:
@@ -99,6 +109,10 @@ def load_prompts(path: Path) -> dict[str, list[str]]:
             if not isinstance(sentence, str) or not sentence.strip():
                 raise UserError(f"{path}: {label}: the prompt {sentence!r} is not text; put a sentence in quotes")
     return content
+
+
+def _grades(label: str) -> Mapping[int, Sequence[str]]:
+    return GRADES.get(humanise(label).replace("-", " "), {})
 
 
 def _parse(path: Path) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from maskedclip.errors import UserError
 from maskedclip.evaluation.scoring import auroc_distribution, macro_distribution, macro_estimate
 from maskedclip.evaluation.statistics import Distribution, Estimate, cluster_codes, difference, undefined
-from maskedclip.evaluation.tasks import Prediction, Task
+from maskedclip.evaluation.tasks import UNKNOWN_WORDS, Prediction, Task
 
 UNKNOWN_GROUP = "unknown"
 MOST_GROUPS = 50
@@ -25,7 +25,7 @@ MOST_GROUPS = 50
 _MOST_CODES = 10
 _BANDS = 4
 _AGES = (40, 50, 60, 70, 80)
-_NO_VALUES = ("", "na", "n/a", "nan", "none", "null", UNKNOWN_GROUP)
+_NO_VALUES = (*UNKNOWN_WORDS, "none")
 # Columns that tell rows apart, and no groups of them.
 _NO_GROUPS = ("id", "image", "text", "sha256", "perceptual_hash")
 

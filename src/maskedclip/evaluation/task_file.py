@@ -12,13 +12,21 @@ data:                        # the layouts in which the set is found; the first 
     label: dr_grade
     folders: {0: [anodr], 1: [bmilddr], 2: [cmoderatedr], 3: [dseveredr], 4: [eproliferativedr]}
   - layout: table            # CSV files with a column for each label
-    tables: [{file: train.csv, image: "train_images/{id_code}", labels: {dr_grade: diagnosis}}]
+    tables:
+      - file: train.csv
+        image: "train_images/{id_code}"
+        labels: {dr_grade: diagnosis}
+        columns: {age: Patient Age}   # name in the store: column of the table, for --subgroups
+        where: {eye: left}            # the rows to read, where these are not all of them
 split: {shares: {train: 0.6, val: 0.1, test: 0.3}, seed: 0}   # of the patients, where the data come without one
 protocols: [linear, knn, fewshot, zero_shot]
 ```
 
 `kind` is `binary` (0 or 1, one of many findings; no classes), `ordinal` (whole numbers with their meaning) or `nominal`
 (a list of words).  A third layout, `store`, names the label columns of a store that was curated already.
+
+The labels are evaluated as what `kind` says.  A meaning is what zero-shot calls its grade, where the grade has no
+sentences of its own in the package and the user gives none.
 """
 
 import re
@@ -28,6 +36,7 @@ from typing import Any
 
 import yaml
 
+from maskedclip.data.manifest_checks import STORE_COLUMNS, TEXT_COLUMNS
 from maskedclip.errors import UserError
 from maskedclip.evaluation.task_spec import (
     KINDS,
@@ -123,6 +132,11 @@ class Node:
             return ()
         return tuple(values)
 
+    def text_map(self, key: str) -> dict[str, str]:
+        """A map of texts to texts; none where the key is missing."""
+        own = self.node(key) if key in self.content else Node({}, "", self.faults)
+        return {str(name): own.text(name, None) for name in own.content}
+
     def nodes(self, key: str) -> "list[Node]":
         """A list of maps, one at least."""
         value = self.content.get(key)
@@ -184,12 +198,25 @@ def _label(node: Node, name: str) -> LabelSpec:
         classes = {key: str(value) for key, value in given.items()} if fits and isinstance(given, dict) else {}
         if not fits:
             node.fault("classes", "needs two or more whole numbers with their meaning, such as {0: none, 1: mild}")
+        else:
+            _check_meanings(node.node("classes"))
     elif kind == "nominal":
-        fits = isinstance(given, list) and len(set(map(str, given))) > 1 and all(isinstance(c, str) for c in given)
-        classes = {key: key for key in given} if fits and isinstance(given, list) else {}
+        words = [word for word in given if isinstance(word, str)] if isinstance(given, list) else []
+        # Cells are read in any case, so words that differ in it alone are one.
+        fits = len(words) > 1 and words == given and len({word.strip().lower() for word in words}) == len(words)
+        classes = {word: word for word in words} if fits else {}
         if not fits:
             node.fault("classes", "needs a list of two or more different words, such as [normal, glaucoma]")
     return LabelSpec(name=name, kind=kind, classes=classes)
+
+
+def _check_meanings(node: Node) -> None:
+    """They are what zero-shot calls the grades: text, and another one for each."""
+    first: dict[str, int] = {}
+    for value in node.content:
+        meaning = node.text(value, None).strip().lower()
+        if meaning and first.setdefault(meaning, value) != value:
+            node.fault(value, f"{meaning!r} is the meaning of {first[meaning]} too; tell the two apart")
 
 
 def _split(node: Node) -> Split:
@@ -256,10 +283,14 @@ def _folders(node: Node, labels: Mapping[str, LabelSpec], roots: tuple[str, ...]
 
 
 def _table(node: Node, labels: Mapping[str, LabelSpec]) -> TableSpec:
-    node.only("file", "image", "split", "patient", "text", "labels")
+    node.only("file", "image", "split", "patient", "text", "labels", "columns", "where")
     own = node.node("labels")
     own.only(*labels)
     cells = {name: _cell(own, name, labels[name]) for name in own.content if name in labels}
+    columns = node.text_map("columns")
+    for name in columns:
+        if name.lower() in (*TEXT_COLUMNS, *STORE_COLUMNS) or name.startswith(("label.", "mask.")) or not name.strip():
+            node.fault("columns", f"{name!r} is a name of the store's own; call the column otherwise, such as age")
     return TableSpec(
         file=node.text("file", None),
         image=node.texts("image", None),
@@ -267,6 +298,8 @@ def _table(node: Node, labels: Mapping[str, LabelSpec]) -> TableSpec:
         patient=node.text("patient"),
         text=node.text("text"),
         labels=cells,
+        columns=columns,
+        where=node.text_map("where"),
     )
 
 
@@ -283,7 +316,9 @@ def _cell(node: Node, name: str, label: LabelSpec) -> Cell:
         part.fault("values", "needs a map of cells to classes")
         values = None
     for value in (values or {}).values():
-        if value not in label.classes:
-            part.fault("values", f"{value!r} is no class of {name}")
+        # A list or map cannot be looked up, and true and false would pass for 1 and 0, which are no grades.
+        plain = isinstance(value, str | int | float) and (label.kind == "binary" or not isinstance(value, bool))
+        if not plain or value not in label.classes:
+            part.fault("values", f"{value!r} is no class of {name}; it has {', '.join(map(str, label.classes))}")
     translated = None if values is None else {str(cell): value for cell, value in values.items()}
     return Cell(column=part.text("column", None), values=translated, contains=contains)

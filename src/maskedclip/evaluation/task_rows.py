@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from maskedclip.console import say
 from maskedclip.evaluation.task_spec import SPLITS, LabelSpec, TaskFile
+from maskedclip.evaluation.tasks import UNKNOWN_WORDS
 from maskedclip.randomness import order
 
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
@@ -16,13 +18,17 @@ _SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One image: its path below the data's folder, and what is known of it; '' where nothing is."""
+    """One image: its path below the data's folder, and what is known of it; '' where nothing is.
+
+    columns: what is carried along for subgroups, by the name in the store.
+    """
 
     image: str
     split: str = ""
     patient: str = ""
     text: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_labels(task: TaskFile, rows: Sequence[Row], faults: list[str], *, complete: bool = True) -> list[Row]:
@@ -30,7 +36,8 @@ def check_labels(task: TaskFile, rows: Sequence[Row], faults: list[str], *, comp
 
     Labels of which no row speaks are passed over: a layout may have some of a task's labels only.  A label of several
     classes must have two of them, or all where the data must be `complete`.  Of findings, which are many and rare, one
-    at least must be both present and absent; those that are not are left to the evaluation, which says so.
+    at least must be both present and absent; those that are not are left to the evaluation, which says so.  Words such
+    as "NA" (`UNKNOWN_WORDS`) that are no class of the label are unknown, which is told.
     """
     fixed = [dict(row.labels) for row in rows]
     spoken = {name for labels in fixed for name in labels}
@@ -39,12 +46,15 @@ def check_labels(task: TaskFile, rows: Sequence[Row], faults: list[str], *, comp
         if name not in spoken:
             continue
         wrong: Counter[str] = Counter()
+        unknown: Counter[str] = Counter()
         for labels in fixed:
             if labels.get(name):
                 value = _as_class(labels[name], spec)
                 if value is None:
-                    wrong[labels[name]] += 1
+                    (unknown if labels[name].strip().lower() in UNKNOWN_WORDS else wrong)[labels[name]] += 1
                 labels[name] = value or ""
+        if unknown:
+            say(f"label {name}: {_some(unknown)} taken as unknown; list it among the classes if it is one")
         _tell_wrong(spec, wrong, faults)
         counts[name] = Counter(labels[name] for labels in fixed if labels.get(name))
         if not wrong and spec.kind != "binary":

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from maskedclip.errors import UserError
@@ -46,7 +46,11 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """One CSV file.  image: patterns of a file's path, such as "images/{id}", the first that is there is taken."""
+    """One CSV file.
+
+    image: patterns of a file's path, such as "images/{id}", the first that is there is taken.  columns: name in the
+    store -> column of the table, carried along for subgroups.  where: column -> pattern; the rows that have it.
+    """
 
     file: str
     image: tuple[str, ...]
@@ -54,6 +58,8 @@ class TableSpec:
     split: str = ""
     patient: str = ""
     text: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from maskedclip.console import say
 from maskedclip.data.manifest_files import IMAGE_SUFFIXES
 from maskedclip.evaluation.task_rows import Row
 from maskedclip.evaluation.task_spec import PLACEHOLDER, Cell, Layout, PairSpec, TableSpec
+from maskedclip.evaluation.tasks import UNKNOWN_WORDS
 
 _SEPARATORS = (",", ";", "\t")
 
@@ -18,15 +20,22 @@ _SEPARATORS = (",", ";", "\t")
 def table_rows(layout: Layout, base: Path, faults: list[str]) -> list[Row]:
     """The rows of all the tables, with their labels as the cells have them (translated where the task says so).
 
-    Noted as faults: a table, a column or an image that is missing, a cell that the task does not translate, an image
-    that two rows name.
+    A row of a file that no table's `where` takes is told.  Noted as faults: a table, a column or an image that is
+    missing, a cell that the task does not translate, an image that two rows name.
     """
     files = _Files(base)
     rows: list[Row] = []
+    left_out: dict[str, set[int]] = {}
     for table in layout.tables:
         content = read_table(base / table.file, table.file, faults)
         if content:
-            rows += _rows(table, *content, files, faults)
+            chosen = [n for n, record in enumerate(content[1]) if _chosen(table, record)]
+            every = set(range(len(content[1])))
+            left_out[table.file] = left_out.get(table.file, every) - set(chosen)
+            rows += _rows(table, content[0], [content[1][n] for n in chosen], files, faults)
+    for file, places in left_out.items():
+        if places and not faults:
+            say(f"{file}: left out, since no 'where' of the task takes them: {len(places):,} of its rows")
     if layout.pairs and not faults:
         rows = _paired(layout.pairs, rows, base, faults)
     counted: dict[str, int] = {}
@@ -67,12 +76,16 @@ def _rows(
 ) -> list[Row]:
     patterns = (*table.image, table.patient, table.text)
     needed = [column for pattern in patterns for column, _ in PLACEHOLDER.findall(pattern)]
-    needed += [cell.column for cell in table.labels.values()]
+    needed += [cell.column for cell in table.labels.values()] + [*table.columns.values(), *table.where]
+    needed += [column for pattern in table.where.values() for column, _ in PLACEHOLDER.findall(pattern)]
     missing = [column for column in dict.fromkeys(needed) if column not in columns]
     if missing:
         known = ", ".join(column for column in columns if column)
         faults.extend(f"{table.file}: no column {column!r}; it has {known}" for column in missing)
         return []
+    if not records:
+        wanted = " and ".join(f"{column} = {pattern}" for column, pattern in table.where.items())
+        faults.append(f"{table.file}: has no row where {wanted}")
     rows: list[Row] = []
     lost: list[str] = []
     untranslated: dict[str, list[str]] = {}
@@ -89,7 +102,8 @@ def _rows(
                 untranslated.setdefault(name, []).append(record[cell.column])
             labels[name] = value or ""
         patient, text = _filled(table.patient, record), _filled(table.text, record)
-        rows.append(Row(image=image, split=table.split, patient=patient, text=text, labels=labels))
+        carried = {name: record.get(column, "") for name, column in table.columns.items()}
+        rows.append(Row(image=image, split=table.split, patient=patient, text=text, labels=labels, columns=carried))
     if lost and not rows:
         faults.append(f"{table.file}: no images found; the first would be {lost[0]}")
     elif lost:
@@ -100,8 +114,17 @@ def _rows(
     return rows
 
 
+def _chosen(table: TableSpec, record: Mapping[str, str]) -> bool:
+    return all(record.get(column, "") == _filled(pattern, record) for column, pattern in table.where.items())
+
+
 def _value(cell: Cell, text: str) -> str | None:
-    """What a cell says, '' for nothing, None for something that the task does not translate."""
+    """What a cell says, '' for nothing, None for something that the task does not translate.
+
+    Words for "unknown" stay, to be told with those of other layouts.
+    """
+    if text.lower() in UNKNOWN_WORDS and text not in (cell.values or {}):
+        return text
     if cell.contains is not None:
         codes = text.replace("[", " ").replace("]", " ").replace("'", " ").replace(",", " ").split()
         return str(int(cell.contains in codes)) if codes else ""
