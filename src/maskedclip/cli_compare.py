@@ -27,8 +27,16 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", default=None, metavar="a,b,c", help="of the models, in their order")
     parser.add_argument("--group", action="store_true", help="names NAME:SEED are seeds of one method, NAME")
     parser.add_argument("--protocols", default=None, metavar="P,P", help="only some, e.g. linear,zero_shot")
-    parser.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap replicates of an interval")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=None,
+        metavar="N",
+        help="bootstrap replicates of an interval; default: the evaluations' own where all have the same, else 1000",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the bootstrap; default: the evaluations' own, else 0"
+    )
     parser.add_argument("--per-label", action="store_true", help="show the labels of every protocol, not of the first")
     parser.add_argument(
         "--data", nargs="+", type=path, default=[], metavar="STORE", help="evaluate models that are not evaluated yet"
@@ -48,6 +56,7 @@ def _compare(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from maskedclip.evaluation.compare_inputs import (
+        bootstrap_of,
         evaluate_inputs,
         find_reference,
         group_names,
@@ -77,12 +86,13 @@ def _compare(args: argparse.Namespace) -> None:
         replicates=args.replicates,
         seed=args.seed,
     )
+    replicates, seed = bootstrap_of(folders, args.replicates, args.seed)
     comparison = compare_models(
         {name: [folders[place] for place in places] for name, places in groups.items()},
         reference,
         protocols=protocols,
-        replicates=args.replicates,
-        seed=args.seed,
+        replicates=replicates,
+        seed=seed,
         shown=True,
     )
     tables = sheets(comparison)

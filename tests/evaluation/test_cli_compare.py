@@ -22,10 +22,11 @@ from tests.evaluation.stand_ins import ArrayModel, ArrayStore, changed
 VERB = COMPARE_VERBS["compare"]
 
 
-def _run(*arguments: object) -> None:
+def _run(*arguments: object, replicates: int | None = 20) -> None:
     parser = VerbParser(prog="maskedclip compare", allow_abbrev=False)
     VERB.arguments(parser)
-    args: argparse.Namespace = parser.parse_args([*map(str, arguments), "--replicates", "20"])
+    asked = [] if replicates is None else ["--replicates", str(replicates)]
+    args: argparse.Namespace = parser.parse_args([*map(str, arguments), *asked])
     VERB.run(args)
 
 
@@ -164,11 +165,93 @@ def test_compare__evaluates_what_is_not_evaluated_yet(
     _run(*command)
     assert "evaluated already" in capsys.readouterr().err
     assert (tmp_path / "out" / "vit_tiny" / "results.json").read_bytes() == first
-    assert "with other labels, splits, --replicates or --seed" in _refused(*command, "--seed", "1")
+    assert "was evaluated with --replicates 20 --seed 0; give the same" in _refused(*command, "--seed", "1")
     (tmp_path / "out" / "vit_tiny").rename(tmp_path / "out" / "other")
     assert "holds an evaluation of another model" in _refused(
         folders["a"], "timm:x=y", "--names", "a,other", "--data", tmp_path, "--out", tmp_path / "out"
     )
+
+
+def test_compare__what_is_kept_is_told_by_its_model_and_not_by_its_name(
+    folders: dict[str, Path], external: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = (folders["a"], "timm:vit_tiny=w.safetensors@112", "--data", tmp_path, "--out", out)
+    _run(*command)
+    (out / "broken").mkdir()
+    (out / "broken" / "results.json").write_text("{")
+    (out / "vit_tiny").rename(out / "former")
+    _run(*command)
+    assert f"evaluated already, in {out / 'former'}" in capsys.readouterr().err
+    _run(*command, "--names", "a,new")
+    assert sorted(entry.name for entry in out.iterdir()) == ["broken", "former"]
+    # With other settings it is of no use, and of two models alike only one can be it.
+    _run(*command, "--names", "a,new", "--protocols", "linear", replicates=30)
+    assert (out / "new" / "results.json").is_file()
+    twin = "timm:vit_tinX=w.safetensors@112"
+    _run(*command[:2], twin, *command[2:])
+    assert (out / "vit_tinX" / "results.json").is_file() != (out / "vit_tiny" / "results.json").is_file()
+
+
+def test_compare__a_kept_evaluation_of_other_labels_is_refused(
+    folders: dict[str, Path], external: list[str], tmp_path: Path
+) -> None:
+    command = (folders["a"], "timm:vit_tiny=w.safetensors@112", "--data", tmp_path, "--out", tmp_path)
+    _run(*command, "--protocols", "linear")
+    assert "was evaluated without knn" in _refused(*command, "--protocols", "linear,knn")
+    file = tmp_path / "vit_tiny" / "results.json"
+    results = json.loads(file.read_text())
+    results["about"]["labels_fingerprint"] = "other"
+    file.write_text(json.dumps(results))
+    assert "was evaluated with other labels or splits" in _refused(*command, "--protocols", "linear")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two evaluations with means over draws, of 25 replicates and seed 3."""
+    root = tmp_path_factory.mktemp("drawn")
+    for name, model in (("a", MODEL), ("b", blurred(1.0))):
+        evaluate(model, STORE, root / name, protocols=["linear", "fewshot"], replicates=25, seed=3)
+    return root / "a", root / "b"
+
+
+def test_compare__takes_the_replicates_of_the_evaluations_where_all_agree(
+    drawn: tuple[Path, Path], external: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c.json"
+    _run(*drawn, "--json", out, replicates=None)
+    told = json.loads(out.read_text())
+    assert (told["about"]["replicates"], told["about"]["seed"]) == (25, 3)
+    assert set(told["differences"]["b"]) == {"linear", "fewshot"}
+    assert told["unpaired"] == []
+    assert "25 bootstrap replicates that resample patients, the same for all models." in capsys.readouterr().out
+    # What is evaluated for the comparison has them too.
+    _run(drawn[0], "timm:x=y", "--protocols", "linear", "--data", tmp_path, "--out", tmp_path / "o", replicates=None)
+    about = json.loads((tmp_path / "o" / "x" / "results.json").read_text())["about"]
+    assert (about["replicates"], about["seed"]) == (25, 3)
+    evaluate(MODEL, STORE, tmp_path / "d", protocols=["linear"], replicates=20)
+    _run(drawn[0], tmp_path / "d", "--json", out, "--overwrite", replicates=None)
+    about = json.loads(out.read_text())["about"]
+    assert (about["replicates"], about["seed"]) == (1000, 0)
+
+
+def test_compare__says_why_means_over_draws_are_not_paired(
+    drawn: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / "f.svg"
+    _run(*drawn, "--figure", figure, "--seed", "3", replicates=30)
+    said = " ".join(capsys.readouterr().out.split())
+    why = "means over draws were kept with 25 replicates, this comparison has 30 replicates; give --replicates 25"
+    assert "lacks the scores" not in said
+    assert f"–: no paired difference in Few-shot: {why}." in said
+    assert "from 30 bootstrap replicates that resample patients, the same for all models; those of balanced" in said
+    assert "those of balanced accuracy, Few-shot from the evaluations' own 25." in said
+    assert "means over draws were kept with 25 replicates" in figure.read_text()
+    _run(*drawn, "--protocols", "fewshot", replicates=30)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("95 % intervals from the evaluations' own 25 bootstrap replicates that resample patients.") == 2
+    assert said.count(f"–: no paired difference in Few-shot: {why}.") == 1
+    assert said.count(f"–: no paired difference: {why}.") == 1
 
 
 def test_compare__a_model_needs_data_and_a_folder(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -187,7 +270,13 @@ def test_compare__a_model_needs_data_and_a_folder(folders: dict[str, Path], tmp_
         (["demo/evaluation/trained", "demo/evaluation/untrained"], ["trained", "untrained"]),
         (["a", "b/ev"], ["a", "b/ev"]),
         (["a/x/ev", "a/y/x/ev"], ["a", "a/y"]),
-        (["runs/a", "timm:vit_small_patch14_dinov2=FILE.safetensors@112"], ["runs/a", "vit_small_patch14_dinov2"]),
+        (["runs/a", "timm:vit_small_patch14_dinov2=FILE.safetensors@112"], ["a", "vit_small_patch14_dinov2"]),
+        (["st/cells/a/run", "st/cells/b/run", "timm:vit=W@112"], ["a", "b", "vit"]),
+        (["st/cells/a/run", "timm:vit=W@112", "w/own.safetensors@56"], ["a", "vit", "own"]),
+        (["runs/vit", "timm:vit"], ["runs/vit", "vit"]),
+        (["timm:vit=W@112", "timm:vit=W@224"], ["vit@112", "vit@224"]),
+        (["x/w.safetensors", "y/w.safetensors"], ["x/w.safetensors", "y/w.safetensors"]),
+        (["run", "timm:vit"], ["run", "vit"]),
     ],
 )
 def test_names_of__what_tells_the_paths_apart(given: list[str], names: list[str]) -> None:

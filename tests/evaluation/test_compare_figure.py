@@ -1,3 +1,4 @@
+import itertools
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -79,3 +80,34 @@ def test_forest_plot__nothing_to_draw(compared: Comparison, tmp_path: Path) -> N
     }
     with pytest.raises(UserError, match="there is no AUROC to draw"):
         forest_plot(compare_models(bare, "clear", protocols=["retrieval"], replicates=5), [])
+
+
+@pytest.mark.parametrize("lines", [64, 10])
+def test_forest_plot__long_names_have_their_room(
+    compared: Comparison, monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    monkeypatch.setattr(compare_figure, "_MOST_LINES", lines)
+    name = "cells/maskedclip-default-text0.5-seed0-steps20/run"
+    folders = {name: compared.folders["clear"], "b": compared.folders["<blurred>"]}
+    long = compare_models(folders, name, replicates=5)
+    short = compare_models({name[:8]: folders[name], "b": folders["b"]}, name[:8], replicates=5)
+    blocks = label_blocks(long, ("linear", "encoder"))
+    drawn, usual = (compare_figure._drawn(part, blocks, "") for part in (long, short))
+    for figure in (drawn, usual):
+        figure.draw_without_rendering()
+        inside = figure.bbox
+        below = [axes.xaxis.label.get_window_extent() for axes in figure.axes]
+        for first, second in itertools.pairwise(below):
+            assert first.x1 + 5 < second.x0
+        assert all(inside.x0 < box.x0 and box.x1 < inside.x1 for box in below)
+    # The axes are as wide as with short names.
+    assert drawn.axes[0].bbox.width > 0.9 * usual.axes[0].bbox.width
+    assert f"<!-- {name} -->" in _comments(forest_plot(long, blocks))
+
+
+def test_shortened__keeps_both_ends() -> None:
+    shown = compare_figure._shortened(f"{'a' * 60}{'b' * 60}")
+    assert len(shown) <= 64
+    assert shown.startswith("aaa")
+    assert shown.endswith("bbb")
+    assert compare_figure._shortened("b" * 64) == "b" * 64

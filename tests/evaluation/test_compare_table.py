@@ -136,7 +136,7 @@ def _check_latex(text: str) -> None:
 def test_to_latex__is_balanced_and_escaped(compared: Comparison) -> None:
     text = to_latex(sheets(compared))
     _check_latex(text)
-    assert text.startswith("% \\usepackage{booktabs}\n\\begin{table}")
+    assert text.startswith("% \\usepackage{booktabs}\n% \\usepackage{graphicx}\n\\begin{table}")
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 7
     assert r"\quad 50\% \& m\_\{a\}\$k\textasciicircum{}2 \#1 \textbackslash{}o/" in text
     assert r"\textbf{0." in text
@@ -153,6 +153,43 @@ def test_to_latex__a_table_longer_than_a_page_breaks(compared: Comparison) -> No
     assert "% \\usepackage{longtable}" in text
     assert r"\begin{longtable}" in text
     assert r"\begin{tabular}" not in text
+
+
+def _wide(rows: int = 2) -> Sheet:
+    """Six columns of figures with their intervals, and names of columns far longer than these."""
+    columns = ["method", *(f"Linear probe number {place} on what the encoder says" for place in range(6))]
+    cells = [Cell(estimate=Estimate(value=0.1 * place, low=0.01, high=0.99, n=9)) for place in range(6)]
+    named = [(f"m{row}", cells) for row in range(rows)]
+    return Sheet(name="wide", caption="All", columns=columns, sections=[("first", named)], notes=["A note."])
+
+
+def _heads(text: str) -> list[list[str]]:
+    return [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.startswith("method & ")]
+
+
+def test_to_latex__a_sheet_wider_than_a_page_becomes_several_tables_that_fit_it() -> None:
+    text = to_latex([_wide()])
+    _check_latex(text)
+    heads = _heads(text)
+    assert [len(head) for head in heads] == [6, 2]
+    assert heads[0][1] == r"\shortstack[r]{Linear probe number\\0 on what the\\encoder says}"
+    assert r"\quad m1 & 0.500 (0.010--0.990) \\" in text
+    assert re.findall(r"\\caption\{(.*?)\}\\label\{(.*?)\}", text) == [
+        ("All (1 of 2)", "tab:compare-wide"),
+        ("All (2 of 2)", "tab:compare-wide-2"),
+    ]
+    assert text.count("A note.") == 1
+    assert "Notes: below the first of these 2 tables." in text
+    assert text.count(r"\ifdim\wd2>\linewidth\resizebox{\linewidth}{!}{\usebox2}") == 2
+
+
+def test_to_latex__what_breaks_over_pages_cannot_be_scaled_and_has_fewer_columns() -> None:
+    text = to_latex([_wide(LONGEST_TABLE + 1)])
+    _check_latex(text)
+    assert {len(head) for head in _heads(text)} == {4}
+    assert text.count(r"\begin{longtable}") == 2
+    assert "resizebox" not in text
+    assert "graphicx" not in text
 
 
 def test_latex_escape__keeps_what_needs_no_escape() -> None:

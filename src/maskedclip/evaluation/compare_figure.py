@@ -1,6 +1,7 @@
 """Forest plot of a comparison as SVG: every model's value, and its difference from the reference, with intervals."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,13 +16,18 @@ from maskedclip.errors import UserError
 from maskedclip.evaluation import report_figures
 from maskedclip.evaluation.compare_models import RETRIEVAL, Comparison, Section
 from maskedclip.evaluation.compare_read import MACRO, Key
-from maskedclip.evaluation.compare_sheets import Cell
+from maskedclip.evaluation.compare_sheets import Cell, interval_words, unpaired_notes
 from maskedclip.evaluation.report_figures import BLUE, GREY, VERMILION
 from maskedclip.evaluation.report_names import label_name, row_name
 from maskedclip.evaluation.statistics import Estimate
 
 _LINE = 0.19  # inches of a line
 _MOST_LINES = 64  # in a column; more blocks stand beside
+_WIDTH = 7.6  # inches of a column in which names are short
+_SHORT, _LONGEST = 12, 64  # letters of a name that such a column has room for; longer than the second it is cut
+_LETTER = 0.075  # inches of a letter of a name
+_LABEL = 32  # letters below an axis, in a line
+_CAPTION = 130  # letters of a line of the caption, in a column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,24 +61,35 @@ def forest_plot(comparison: Comparison, blocks: Sequence[Block], *, title: str =
     """
     if not blocks:
         raise UserError("figure: no label was evaluated, so there is no AUROC to draw; leave the figure out")
-    columns = _columns(comparison, blocks)
-    lines = max(sum(_height(comparison, block) for block in column) for column in columns)
     buffer = io.BytesIO()
     with mpl.rc_context(report_figures._STYLE | {"axes.grid.axis": "x"}):
-        size = (7.6 * len(columns), _LINE * lines + (1.15 if title else 0.95))
-        drawn = Figure(figsize=size)
-        # Without the space the figures beside a column touch the names of the next.
-        drawn.set_layout_engine("constrained", w_pad=0.12)
-        panels = drawn.subplots(1, 2 * len(columns), squeeze=False)[0]
-        for place, column in enumerate(columns):
-            _draw(comparison, column, panels[2 * place], panels[2 * place + 1], lines)
-        for side in (0, 1):
-            _share_limits(panels[side::2])
-        if title:
-            drawn.suptitle(title, x=0.005, ha="left", fontsize=9.5, fontweight="bold")
-        drawn.supxlabel(_caption(comparison), x=0.005, ha="left", fontsize=7.5, color=GREY)
+        drawn = _drawn(comparison, blocks, title)
         drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     return buffer.getvalue()
+
+
+def _drawn(comparison: Comparison, blocks: Sequence[Block], title: str) -> Figure:
+    columns = _columns(comparison, blocks)
+    lines = max(sum(_height(comparison, block) for block in column) for column in columns)
+    below = _below(comparison)
+    caption = _caption(comparison, blocks, len(columns))
+    # Names take their room from the axes, and further lines below them from the blocks, unless the figure grows.
+    longest = max(len(_shortened(name)) for name in comparison.names)
+    width = _WIDTH + _LETTER * max(0, longest - _SHORT)
+    height = _LINE * lines + (1.15 if title else 0.95) + 0.14 * (below.count("\n") + caption.count("\n") - 1)
+    drawn = Figure(figsize=(width * len(columns), height))
+    # Without the space the figures beside a column touch the names of the next.
+    drawn.set_layout_engine("constrained", w_pad=0.12)
+    panels = drawn.subplots(1, 2 * len(columns), squeeze=False)[0]
+    for place, column in enumerate(columns):
+        _draw(comparison, column, panels[2 * place], panels[2 * place + 1], lines)
+        panels[2 * place + 1].set_xlabel(below)
+    for side in (0, 1):
+        _share_limits(panels[side::2])
+    if title:
+        drawn.suptitle(title, x=0.005, ha="left", fontsize=9.5, fontweight="bold")
+    drawn.supxlabel(caption, x=0.005, ha="left", fontsize=7.5, color=GREY)
+    return drawn
 
 
 def _columns(comparison: Comparison, blocks: Sequence[Block]) -> list[list[Block]]:
@@ -121,11 +138,10 @@ def _draw(comparison: Comparison, blocks: Sequence[Block], values: Axes, differe
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    values.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+    values.set_yticks([place for place, _ in ticks], [_shortened(name) for _, name in ticks])
     differences.set_yticks([])
     differences.axvline(0, color=GREY, linewidth=1)
     values.set_xlabel("AUROC, 95 % interval")
-    differences.set_xlabel(f"AUROC minus {comparison.reference}, paired")
 
 
 def _look(reference: bool, difference: Estimate | None) -> tuple[str, bool]:
@@ -168,10 +184,26 @@ def _share_limits(panels: Sequence[Axes]) -> None:
         axes.set_xlim(limits[:, 0].min(), limits[:, 1].max())
 
 
-def _caption(comparison: Comparison) -> str:
+def _shortened(name: str) -> str:
+    """A name of any length, the middle of a long one left out: what tells two apart stands at either end."""
+    kept = (_LONGEST - 1) // 2
+    return name if len(name) <= _LONGEST else f"{name[:kept]}…{name[-kept:]}"
+
+
+def _below(comparison: Comparison) -> str:
+    """What the differences are, in lines that leave the axis beside its own."""
+    name = f"{_shortened(comparison.reference)}, paired"
+    said = f"AUROC minus {name}"
+    return said if len(said) <= _LABEL else f"AUROC minus\n{textwrap.fill(name, _LABEL)}"
+
+
+def _caption(comparison: Comparison, blocks: Sequence[Block], columns: int) -> str:
+    sections = list(dict.fromkeys(block.key[:2] for block in blocks))
     seeds = ", means over seeds with intervals of both" if max(comparison.auroc.seeds.values()) > 1 else ""
-    return (
+    paragraphs = [
         f"{comparison.auroc.n_test:,} test images of {comparison.auroc.patients:,} patients; 95 % intervals from "
-        f"{comparison.replicates:,} bootstrap replicates of patients{seeds}.\n"
-        "Filled: the interval of the difference excludes 0 (blue above, red below); hollow: it includes 0."
-    )
+        f"{interval_words(comparison, sections)}{seeds}.",
+        "Filled: the interval of the difference excludes 0 (blue above, red below); hollow: it includes 0.",
+        *unpaired_notes(comparison, sections),
+    ]
+    return "\n".join(textwrap.fill(paragraph, _CAPTION * columns) for paragraph in paragraphs)

@@ -19,6 +19,7 @@ from maskedclip.evaluation.compare_read import (
     read_results,
 )
 from maskedclip.evaluation.compare_settings import unlike_settings
+from maskedclip.evaluation.compare_unpaired import own_replicates, unpaired_reasons
 from maskedclip.evaluation.delong import delong_difference
 from maskedclip.evaluation.holm import holm
 from maskedclip.evaluation.report_names import DIRECTIONS, label_name, row_name
@@ -56,6 +57,8 @@ class Comparison:
         chance: recall of a random order, by key; fixed_order: of the order by frequency, the same for all images.
         missing: a line for everything that some models have and others lack.
         unlike: a line for every setting of a protocol that was not the same for all.
+        unpaired: by protocol and feature, why models that have it have no difference from the reference.
+        own_replicates: by model, those of its evaluations, from which the intervals of `others` are.
         store, replicates, seed: of the comparison.
     """
 
@@ -68,6 +71,8 @@ class Comparison:
     fixed_order: Mapping[Key, float]
     missing: Sequence[str]
     unlike: Sequence[str]
+    unpaired: Mapping[Section, Sequence[str]]
+    own_replicates: Mapping[str, Sequence[int]]
     store: str
     replicates: int
     seed: int
@@ -109,7 +114,11 @@ class Comparison:
         """Everything, for a program."""
         return {
             "models": {
-                name: {"folders": [str(folder) for folder in folders], "seeds": len(folders)}
+                name: {
+                    "folders": [str(folder) for folder in folders],
+                    "seeds": len(folders),
+                    "replicates": list(self.own_replicates[name]),
+                }
                 for name, folders in self.folders.items()
             },
             "reference": self.reference,
@@ -130,6 +139,7 @@ class Comparison:
             },
             "missing": list(self.missing),
             "unlike": list(self.unlike),
+            "unpaired": [f"{section_name(section)}: {why}" for section, told in self.unpaired.items() for why in told],
         }
 
     def _merged(self, part: str) -> dict[str, dict]:
@@ -205,6 +215,8 @@ def compare_models(
         fixed_order=_levels(results, "fixed_order"),
         missing=_missing(has, results),
         unlike=unlike_settings(results),
+        unpaired=unpaired_reasons(read, auroc, others, (replicates, seed)),
+        own_replicates=own_replicates(results),
         store=next(iter(results.values()))[0]["about"]["store"],
         replicates=replicates,
         seed=seed,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskedclip.evaluation.compare_models import RETRIEVAL, Comparison, Section
+from maskedclip.evaluation.compare_models import RETRIEVAL, Comparison, Section, section_name
 from maskedclip.evaluation.compare_read import MACRO, Key
-from maskedclip.evaluation.report_names import DIRECTIONS, label_name, row_name
+from maskedclip.evaluation.report_names import DIRECTIONS, PROTOCOLS, label_name, row_name
 from maskedclip.evaluation.retrieval import RECALL_AT
 from maskedclip.evaluation.statistics import Estimate
 
@@ -86,10 +86,8 @@ def _means(comparison: Comparison, sections: Sequence[Section]) -> Sheet:
                 cells += [_value(comparison, name, key, metric) for metric in ("auprc", "balanced_accuracy")]
                 rows.append((name, cells[: len(columns) - 1]))
         layout.append((_heading(comparison, key), rows))
-    others = [name for name in comparison.names if name != comparison.reference]
-    unpaired = any(comparison.difference(name, (*section, MACRO)) is None for name in others for section in sections)
-    notes = [*_rows_note(comparison), _difference_note(comparison), _bold_note()]
-    notes += [f"{NOTHING}: no paired difference, as one of the two lacks the scores."] if unpaired else []
+    notes = [*_rows_note(comparison, sections, accuracy=accuracy), _difference_note(comparison), _bold_note()]
+    notes += unpaired_notes(comparison, sections)
     notes += [f"Missing: {line}." for line in comparison.missing]
     notes += [f"Not made alike: {line}." for line in comparison.unlike]
     return Sheet(
@@ -119,7 +117,7 @@ def _retrieval(comparison: Comparison, sections: Sequence[Section]) -> Sheet:
         "texts in order of frequency, the same for every image; the mean over the texts tells if a model does more."
     ]
     if kept:
-        notes += [_difference_note(comparison, "recall at 5"), _bold_note()]
+        notes += [_difference_note(comparison, "recall at 5"), _bold_note(), *unpaired_notes(comparison, sections)]
     else:
         notes += ["No paired difference: the evaluations kept no ranks (retrieval.parquet)."]
     return Sheet(name=RETRIEVAL, caption="Image-text retrieval", columns=columns, sections=layout, notes=notes)
@@ -140,7 +138,8 @@ def _labels(comparison: Comparison, section: Section) -> Sheet:
                 cells = [_value(comparison, name, key), _difference(comparison, name, key)]
                 rows.append((name, [*cells, *(Cell(text=text) for text in p_values[: len(columns) - 3])]))
         layout.append((_heading(comparison, key), rows))
-    notes = [*_rows_note(comparison), _difference_note(comparison), _bold_note()]
+    notes = [*_rows_note(comparison, [section]), _difference_note(comparison), _bold_note()]
+    notes += unpaired_notes(comparison, [section])
     if tests:
         notes.append(
             f"p: DeLong's test against {comparison.reference}, clustered by patient; Holm: corrected over the {tests} "
@@ -183,11 +182,66 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _rows_note(comparison: Comparison) -> list[str]:
+def interval_words(comparison: Comparison, sections: Sequence[Section], *, accuracy: bool = False) -> str:
+    """Where the intervals of these protocols and features come from: replicates of this comparison, or of evaluations.
+
+    accuracy: whether balanced accuracy stands beside them, which no comparison resamples.
+    """
+    own = [section for section in sections if _is_own(comparison, section)]
+    if len(own) == len(sections):
+        return f"{_own_words(comparison)} bootstrap replicates that resample patients"
+    said = f"{comparison.replicates:,} bootstrap replicates that resample patients, the same for all models"
+    apart = ["balanced accuracy"] * accuracy + _protocol_words(own, sections)
+    alike = all(part == [comparison.replicates] for part in comparison.own_replicates.values())
+    return f"{said}; those of {', '.join(apart)} from {_own_words(comparison)}" if apart and not alike else said
+
+
+def _own_words(comparison: Comparison) -> str:
+    counts = {name: " and ".join(f"{count:,}" for count in own) for name, own in comparison.own_replicates.items()}
+    told = ", ".join(f"{name} {count or 'unknown'}" for name, count in counts.items())
+    if len(set(counts.values())) > 1:
+        return f"the evaluations' own ({told})"
+    return f"the evaluations' own {next(iter(counts.values()))}".rstrip()
+
+
+def unpaired_notes(comparison: Comparison, sections: Sequence[Section]) -> list[str]:
+    """Why there are cells without a difference, a line for each reason."""
+    reasons: dict[str, list[Section]] = {}
+    for section in sections:
+        for why in comparison.unpaired.get(section, ()):
+            reasons.setdefault(why, []).append(section)
+    return [
+        f"{NOTHING}: no paired difference"
+        + (f" in {', '.join(_protocol_words(where, sections))}" if len(sections) > 1 else "")
+        + f": {why}."
+        for why, where in reasons.items()
+    ]
+
+
+def _is_own(comparison: Comparison, section: Section) -> bool:
+    """Whether the AUROC of a protocol and feature has an interval that a model's own evaluation made."""
+    return any(
+        key[:2] == section and key not in comparison.auroc.distributions[name] and not np.isnan(metrics["auroc"].low)
+        for name in comparison.names
+        for key, metrics in comparison.others[name].items()
+        if "auroc" in metrics
+    )
+
+
+def _protocol_words(some: Sequence[Section], shown: Sequence[Section]) -> list[str]:
+    """Names of protocols and features; of a protocol that is there with all of its features and settings its own."""
+    whole = {section[0] for section in some} - {section[0] for section in shown if section not in some}
+    return list(
+        dict.fromkeys(
+            PROTOCOLS.get(section[0], section[0]) if section[0] in whole else section_name(section) for section in some
+        )
+    )
+
+
+def _rows_note(comparison: Comparison, sections: Sequence[Section], *, accuracy: bool = False) -> list[str]:
     notes = [
         f"{comparison.auroc.n_test:,} test images of {comparison.auroc.patients:,} patients. In brackets: 95 % "
-        f"intervals from {comparison.replicates:,} bootstrap replicates that resample patients, the same "
-        "for all models."
+        f"intervals from {interval_words(comparison, sections, accuracy=accuracy)}."
     ]
     seeds = comparison.auroc.seeds
     if max(seeds.values()) > 1:

@@ -1,7 +1,9 @@
 """The tables of a comparison for a terminal, in Markdown, and in LaTeX with booktabs."""
 
 import re
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console, Group
@@ -15,8 +17,13 @@ LONGEST_TABLE = 40
 # Columns that a terminal shows only where it is wide enough.
 _WIDE = ("AUPRC", "balanced accuracy")
 _WIDE_ENOUGH = 118
-# Of the text of a column and its interval, four fit the width of a page; closed by a brace behind the notes.
+# Characters of all columns of figures in one LaTeX table, of which four with their intervals have 80 to 100: a wider
+# sheet becomes several tables.  Behind that, a table that is still wider than the page is scaled down to it; one that
+# breaks over pages can't be, so it gets fewer and smaller columns.  The brace is closed behind the notes.
+_WIDEST, _WIDEST_LONG = 100, 70
 _FITTING = r"{\small\setlength{\tabcolsep}{4pt}"
+_FITTING_LONG = r"{\footnotesize\setlength{\tabcolsep}{3pt}"
+_SCALED = r"\ifdim\wd2>\linewidth\resizebox{\linewidth}{!}{\usebox2}\else\usebox2\fi"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -71,10 +78,60 @@ def to_markdown(tables: Sequence[Sheet]) -> str:
 
 
 def to_latex(tables: Sequence[Sheet]) -> str:
-    """Tables for a paper that loads booktabs and, where one is longer than a page, longtable."""
-    packages = ["booktabs", *(["longtable"] if any(sheet.rows > LONGEST_TABLE for sheet in tables) else [])]
+    """Tables for a paper that loads booktabs and graphicx, and longtable where one is longer than a page.
+
+    None is wider than the page: of many columns become several tables, and what is still too wide is scaled.
+    """
+    long = [sheet.rows > LONGEST_TABLE for sheet in tables]
+    packages = ["booktabs", *["graphicx"] * (not all(long)), *["longtable"] * any(long)]
     head = [f"% \\usepackage{{{package}}}" for package in packages]
-    return "\n".join([*head, *(_latex_table(sheet) for sheet in tables)]) + "\n"
+    parts = [part for sheet in tables for part in _narrow(sheet)]
+    return "\n".join([*head, *(_latex_table(sheet) for sheet in parts)]) + "\n"
+
+
+def _narrow(sheet: Sheet) -> list[Sheet]:
+    """A sheet, or where its columns are too many for a page, sheets of as many of them as fit, with the same rows."""
+    widest = _WIDEST_LONG if sheet.rows > LONGEST_TABLE else _WIDEST
+    widths = [_width(sheet, place) for place in range(len(sheet.columns))]
+    runs: list[list[int]] = [[]]
+    for place in range(1, len(sheet.columns)):
+        if runs[-1] and sum(widths[other] for other in [*runs[-1], place]) > widest:
+            runs.append([])
+        runs[-1].append(place)
+    if len(runs) == 1:
+        return [sheet]
+    return [
+        replace(
+            sheet,
+            name=sheet.name if number == 1 else f"{sheet.name}-{number}",
+            caption=f"{sheet.caption} ({number} of {len(runs)})",
+            columns=[sheet.columns[0], *(sheet.columns[place] for place in run)],
+            sections=[
+                (heading, [(name, [cells[place - 1] for place in run]) for name, cells in rows])
+                for heading, rows in sheet.sections
+            ],
+            notes=sheet.notes if number == 1 else [f"Notes: below the first of these {len(runs)} tables."],
+        )
+        for number, run in enumerate(runs, start=1)
+    ]
+
+
+def _width(sheet: Sheet, place: int) -> int:
+    """Characters of a column of figures: its cells, and the longest word of its name, which is set in lines."""
+    if place == 0:
+        return 0  # of the names, which every table has
+    cells = (cells[place - 1].words() for _, rows in sheet.sections for _, cells in rows)
+    return max(map(len, [*cells, *sheet.columns[place].split()]), default=0)
+
+
+def _latex_columns(sheet: Sheet) -> str:
+    """The names of the columns, each in as many lines as keep it about as narrow as its cells."""
+    names = []
+    for place, column in enumerate(sheet.columns):
+        lines = [column] if place == 0 else textwrap.wrap(column, max(_width(sheet, place), 9)) or [""]
+        escaped = [latex_escape(line) for line in lines]
+        names.append(escaped[0] if len(escaped) == 1 else r"\shortstack[r]{" + r"\\".join(escaped) + "}")
+    return _latex_row(names)
 
 
 def _latex_table(sheet: Sheet) -> str:
@@ -83,7 +140,7 @@ def _latex_table(sheet: Sheet) -> str:
     caption = (
         f"\\caption{{{latex_escape(sheet.caption)}}}\\label{{tab:compare-{re.sub(r'[^a-z0-9]+', '-', sheet.name)}}}"
     )
-    columns = _latex_row([latex_escape(column) for column in sheet.columns])
+    columns = _latex_columns(sheet)
     body = []
     for place, (heading, rows) in enumerate(sheet.sections):
         body += [r"\addlinespace"] if place else []
@@ -93,7 +150,7 @@ def _latex_table(sheet: Sheet) -> str:
     if sheet.rows > LONGEST_TABLE:
         return "\n".join(
             [
-                _FITTING,
+                _FITTING_LONG,
                 f"\\begin{{longtable}}{{{shape}}}",
                 f"{caption} \\\\",
                 r"\toprule",
@@ -116,13 +173,14 @@ def _latex_table(sheet: Sheet) -> str:
             r"\centering",
             caption,
             _FITTING,
-            f"\\begin{{tabular}}{{{shape}}}",
+            f"\\sbox2{{\\begin{{tabular}}{{{shape}}}",
             r"\toprule",
             columns,
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
+            _SCALED,
             f"{notes}\\par}}",
             r"\end{table}",
         ]
