@@ -1,15 +1,15 @@
 """The verb that runs a whole experiment."""
 
 import argparse
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from maskedclip.cli_verb import Verb, path, say_next
 from maskedclip.console import say
-from maskedclip.errors import UserError
+from maskedclip.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from maskedclip.study.definition import Study
@@ -74,7 +74,7 @@ def _run(study: "Study", args: argparse.Namespace) -> None:
     from maskedclip.study.checks import chosen_on_reported
     from maskedclip.study.page import write_page
     from maskedclip.study.rates import step_rates, unmeasured
-    from maskedclip.study.runner import check_cells, run_one, run_study, study_cells
+    from maskedclip.study.runner import check_cells, run_one, run_study, study_cells, what_failed
     from maskedclip.study.slurm import submit
 
     warning = chosen_on_reported(study)
@@ -91,7 +91,9 @@ def _run(study: "Study", args: argparse.Namespace) -> None:
         say_next(*told, "next: the same command without --rates trains and evaluates the cells")
         return
     if args.slurm:
-        told = submit(study, args.out, ["maskedclip", *_without(sys.argv[1:], "--slurm")])
+        # a node's PATH may lack `maskedclip`, or hold another one
+        command = [sys.executable, "-m", "maskedclip", *_without(sys.argv[1:], "--slurm")]
+        told = submit(study, args.out, command)
         say_next(told, f"next: the same command with --report, when cells are finished, writes {args.out}/study.html")
         return
     if args.report and study.equal_time and unmeasured(study, args.out):
@@ -105,10 +107,16 @@ def _run(study: "Study", args: argparse.Namespace) -> None:
     check_cells(study, args.out, cells)
     page, lines = write_page(study, args.out, cells)
     say_next(*lines, f"next: look at {page}; tables for a paper are beside it (study.md, study.tex)")
+    failed = what_failed(args.out, cells)
+    if failed is not None and not args.report:  # a report of what there is has done what it was asked for
+        raise CheckFailed(failed)
 
 
 def _overrides(rest: list[str]) -> dict[str, Any]:
-    """--section.field value, or --section.field=value, as `pretrain` takes them."""
+    """--section.field value, or --section.field=value, as `pretrain` takes them.
+
+    A single value stays a text, which the recipe reads as it reads a flag: in YAML `off` is false, 12:30 is 750.
+    """
     found: dict[str, Any] = {}
     parts = iter(rest)
     for part in parts:
@@ -127,7 +135,9 @@ def _overrides(rest: list[str]) -> dict[str, Any]:
             raise UserError(
                 f"--{name} {value}: can't be read ({' '.join(str(error).split())}); quote it as YAML wants it"
             ) from None
-        found[name] = value if isinstance(loaded, str) or Path(value).exists() else loaded
+        except ValueError:  # 2026-02-30 is no date, but may be a name
+            loaded = value
+        found[name] = loaded if isinstance(loaded, dict | list) and not os.path.exists(value) else value
     return found
 
 

@@ -1,12 +1,17 @@
 import argparse
+import dataclasses
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from maskedclip.cli import run
-from maskedclip.cli_study import STUDY_VERBS
+from maskedclip.cli_study import STUDY_VERBS, _overrides
 from maskedclip.errors import UserError
-from maskedclip.study.definition import load_study, shipped_studies
+from maskedclip.recipe import Recipe, load_recipe
+from maskedclip.study.definition import PATHS, load_study, shipped_studies
+from maskedclip.study.study_yaml import read_yaml
 
 SMALL = """
 data: [store]
@@ -18,6 +23,13 @@ methods:
 grid:
   - {methods: [clip, low], text_fractions: [0.25], seeds: [0, 1]}
   - {methods: [clip], text_fractions: [0.25, 1.0], seeds: [0]}
+steps: 6
+"""
+ONE = """
+data: [store]
+config: [tiny]
+methods: {one: {config: maskedclip, set: {objective.mkd_weight: 0.5}}}
+grid: [{methods: [one]}]
 steps: 6
 """
 
@@ -66,6 +78,94 @@ def test_load_study__seed_and_text_fraction_are_put_into_texts(tmp_path: Path) -
         load_study(write(tmp_path, text.replace("{seed}", "{sed}")))
 
 
+def test_load_study__recipes_are_sought_beside_the_file_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside, here = tmp_path / "studies", tmp_path / "here"
+    for folder, decay in ((beside, 0.1), (here, 0.2)):
+        folder.mkdir()
+        (folder / "size.yaml").write_text(f"training: {{weight_decay: {decay}}}\n")
+    (beside / "maskedclip").write_text("a file that only has the name of a method\n")
+    (here / "only.yaml").write_text("objective: {mkd_weight: 0.75}\n")
+    monkeypatch.chdir(here)
+    text = ONE.replace("config: [tiny]", "config: [tiny, size.yaml]")
+    text = text.replace("config: maskedclip,", "config: [maskedclip, only.yaml],").replace(
+        "objective.mkd_weight: 0.5", ""
+    )
+    recipe = load_study(write(beside, text)).recipe("one", "default", 1.0, 0, 6)
+    assert (recipe.training.weight_decay, recipe.objective.mkd_weight) == (0.1, 0.75)
+    with pytest.raises(UserError, match=r"nosuch\.yaml: no such file"):
+        load_study(write(beside, text.replace("size.yaml", "nosuch.yaml")))
+
+
+def test_load_study__paths_are_those_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text\n")
+    fields = "data.texts: texts.csv, data.batch_texts: 4, objective.terms: {mlm: {}}"
+    for given in (fields, "data: {texts: texts.csv, batch_texts: 4}, objective.terms: {mlm: {}}"):
+        study = load_study(write(tmp_path, ONE.replace("objective.mkd_weight: 0.5", given)))
+        assert study.recipe("one", "default", 1.0, 0, 6).data.texts == str(tmp_path / "texts.csv")
+
+
+def test_paths__are_all_fields_that_may_name_a_file() -> None:
+    """A field that is new here belongs into PATHS, or into the list of those that name none."""
+    others = {"data.labels", "model.image_encoder", "objective.masking", "training.best_metric"}
+    others |= {"training.accelerator", "training.strategy", "training.devices", "training.first_stage"}
+    texts = {
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Recipe)
+        if dataclasses.is_dataclass(section.default_factory)
+        for field in dataclasses.fields(section.default_factory)
+        if field.type in (str, str | None, int | str)
+    }
+    assert texts - others == set(PATHS)
+
+
+@pytest.mark.parametrize("written", ["off", "'off'"])
+def test_load_study__a_text_that_yaml_takes_for_another_thing_reaches_the_recipe(tmp_path: Path, written: str) -> None:
+    fields = f"data.decoded_cache: {written}, training.tensorboard: {written}"
+    study = load_study(write(tmp_path, ONE.replace("objective.mkd_weight: 0.5", fields)))
+    recipe = study.recipe("one", "default", 1.0, 0, 6)
+    assert (recipe.data.decoded_cache, recipe.training.tensorboard) == ("off", False)
+
+
+def test_overrides__flags_are_read_as_pretrain_reads_them(tmp_path: Path) -> None:
+    expected = {
+        "--data.decoded_cache=on": "on",
+        "--model.text_encoder=012": "012",
+        "--model.image_encoder=12:30": "12:30",
+        "--training.strategy=2026-02-30": "2026-02-30",
+        "--model.image_weights=null": None,
+        "--training.tensorboard=no": False,
+        "--training.lr=1_0e-4": 1e-3,
+        "--data.mean=[0.1, 0.2, 0.3]": (0.1, 0.2, 0.3),
+        "--objective.terms={}": {},
+    }
+    study = load_study(write(tmp_path, ONE), overrides=_overrides(list(expected)))
+    for recipe in (study.recipe("one", "default", 1.0, 0, 6), load_recipe(["tiny", "maskedclip"], list(expected))):
+        for flag, read in expected.items():
+            section, name = flag[2:].partition("=")[0].split(".")
+            assert getattr(getattr(recipe, section), name) == read
+
+
+def test_read_yaml__keeps_texts_in_set_and_slurm_and_yaml_elsewhere() -> None:
+    values = "{a: off, b: 12:00:00, c: 7, d: 2026-01-01, e: null, f: true, g: 0.5, h: [off, 1:30], i: =}"
+    text = (
+        f"set: {values}\nslurm: {values}\nmethods: {{m: {{set: {{a: no}}}}, n: clip}}\nequal_time: off\nsteps: 1:30\n"
+    )
+    given = read_yaml(text)
+    kept = {"a": "off", "b": "12:00:00", "d": "2026-01-01", "e": None, "f": True, "h": [False, 90], "i": "="}
+    assert given["set"] == kept | {"c": 7, "g": 0.5}
+    assert given["slurm"] == kept | {"c": "7", "g": "0.5"}
+    assert (given["methods"]["m"]["set"], given["equal_time"], given["steps"]) == ({"a": "no"}, False, 90)
+    assert read_yaml("") is None
+
+
+def test_docs__the_example_of_slurm_is_read_as_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text()
+    (block,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "slurm:" in block]
+    given = load_study(write(tmp_path, ONE + textwrap.dedent(block))).slurm
+    assert given["time"] == "12:00:00"
+    assert given["exclusive"] is True
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
@@ -73,6 +173,12 @@ def test_load_study__seed_and_text_fraction_are_put_into_texts(tmp_path: Path) -
         ("steps: 6", "stepps: 6\nsteps: 6", "stepps: no such key; did you mean steps?"),
         ("methods: [clip, low]", "methods: [clip, hog]", "'hog' is not among"),
         ("seeds: [0, 1]", "seeds: [one]", "give numbers"),
+        ("seeds: [0, 1]", "seeds: [0.5, 0.7]", "grid[0].seeds: [0.5, 0.7]; give whole numbers"),
+        ("seeds: [0, 1]", "seeds: [1, 0, 1]", "grid[0].seeds: 1 is given twice"),
+        ("[0.25, 1.0]", "[0.25, 1.0, 1]", "grid[1].text_fractions: 1 is given twice"),
+        ("[0.25, 1.0]", "[0.25, 0.25000001]", "grid[1].text_fractions: 0.25 is given twice"),
+        ("methods: [clip, low]", "methods: [clip, low, clip]", "grid[0].methods: clip is given twice"),
+        ("methods: [clip, low]", "methods: []", "grid[0].methods: none is given"),
         ("training.lr: 1.0e-3", "training.lrr: 1", "training.lr"),
         ("clip: clip", "clip: klip", "klip"),
         ("data: [store]", "data: []", "no store is named"),

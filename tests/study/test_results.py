@@ -5,15 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from maskedclip.evaluation.compare_sheets import Sheet
 from maskedclip.evaluation.report_figures import COLOURS
 from maskedclip.recipe import load_recipe
 from maskedclip.study.cells import cell_folder
 from maskedclip.study.checks import changed_data, chosen_on_reported
+from maskedclip.study.costs_sheet import costs_sheet
 from maskedclip.study.definition import Cell, Study
 from maskedclip.study.evaluated_step import at_the_start, best_trained, evaluated_step, training_shares
 from maskedclip.study.figures import fraction_chart, validation_charts
 from maskedclip.study.page import write_page
-from maskedclip.study.results import SECTIONS, means_sheet, read_budgets, verdicts, why_no_verdict
+from maskedclip.study.results import (
+    SECTIONS,
+    Budget,
+    means_sheet,
+    read_budgets,
+    verdicts,
+    why_no_verdict,
+)
 from tests.stores import make_store
 from tests.study.fake_cells import CURVE, cells_of, finish, read_study
 
@@ -34,6 +43,12 @@ def finished(folder: Path, text: str, **result: object) -> tuple[Study, list[Cel
     for cell in cells:
         finish(folder, cell, **result)  # type: ignore[arg-type]
     return study, cells
+
+
+def means(study: Study, budget: Budget) -> Sheet:
+    sheet = means_sheet(study, budget)
+    assert sheet is not None
+    return sheet
 
 
 def test_evaluated_step__is_the_first_best_after_the_start(tmp_path: Path) -> None:
@@ -74,21 +89,24 @@ def test_evaluated_step__of_two_stages_is_that_of_the_last(tmp_path: Path) -> No
     assert at_the_start([*first, *CURVE]) == pytest.approx(0.99)
 
 
-def test_means_sheet__tells_start_best_and_step(tmp_path: Path) -> None:
+def test_costs_sheet__tells_start_best_and_step(tmp_path: Path) -> None:
     study, cells = finished(tmp_path, CHOSEN.replace("seeds: [0]", "seeds: [0, 1]"))
     other = cell_folder(tmp_path, cells[3]) / "cell.json"
     assert cells[3].method == cells[0].method
     kept = study.recipe(cells[3].method, "default", 0.5, 1, 6).replace(training={"best_metric": None}).to_dict()
     other.write_text(json.dumps(json.loads(other.read_text()) | {"recipe": kept}))
     (budget,) = read_budgets(study, tmp_path, cells)
-    sheet = means_sheet(study, budget)
+    sheet = costs_sheet(study, budget)
     row = dict(zip(sheet.columns[1:], sheet.sections[0][1][0][1], strict=True))
     assert row["step evaluated"].text == "3, 6"  # an earlier version's recipe is taken where it was kept
     assert row["validation, start and best"].text == "0.900, 0.600"
-    assert any("step with the best online probe on validation rows" in note for note in sheet.notes)
+    for notes in (sheet.notes, means(study, budget).notes):
+        assert any("step with the best online probe on validation rows" in note for note in notes)
     assert any("the best of so many validations: clip 2, maskedclip 2, mae 2." in note for note in sheet.notes)
     plain = read_study(tmp_path, STUDY)
-    assert not any("weights that are evaluated" in note for note in means_sheet(plain, budget).notes)
+    for notes in (costs_sheet(plain, budget).notes, means(plain, budget).notes):
+        assert not any("weights that are evaluated" in note for note in notes)
+        assert not any("at equal time" in note for note in notes)
 
 
 def test_write_page__development_rows_that_chose_the_step_are_told(tmp_path: Path) -> None:
@@ -209,7 +227,7 @@ def test_write_page__tells_how_it_was_done(tmp_path: Path) -> None:
 def test_means_sheet__leads_by_probe_and_by_words(tmp_path: Path) -> None:
     study, cells = finished(tmp_path, STUDY)
     (budget,) = read_budgets(study, tmp_path, cells)
-    sheet = means_sheet(study, budget)
+    sheet = means(study, budget)
     rows = {name.split()[0]: dict(zip(sheet.columns[1:], cells, strict=True)) for name, cells in sheet.sections[0][1]}
     groups = {group.method: group for group in budget.groups}
     for column, section in (("encoder minus clip", SECTIONS[0]), ("zero-shot minus clip", SECTIONS[2])):
@@ -236,6 +254,20 @@ def test_write_page__an_early_stop_is_told_beside_the_answer(tmp_path: Path) -> 
     assert "which is partly chance" not in page.read_text()
 
 
+def test_write_page__leakage_of_a_cell_is_a_warning_and_its_absence_a_note(tmp_path: Path) -> None:
+    study, cells = finished(tmp_path, STUDY)
+    for cell, sentence in zip(
+        cells, ("Leakage: of 9 test images, 4 were trained on.", *["None of the 9 was."] * 2), strict=True
+    ):
+        path = cell_folder(tmp_path, cell) / "evaluation" / "results.json"
+        results = json.loads(path.read_text())
+        results["about"]["seen_in_pretraining"] = {"checked": True, "sentence": sentence}
+        path.write_text(json.dumps(results))
+    html = write_page(study, tmp_path, cells)[0].read_text()
+    assert '<p class="warning">Leakage: of 9 test images, 4 were trained on. (1 cell)</p>' in html
+    assert '<p class="note">None of the 9 was. (2 cells)</p>' in html
+
+
 def test_training_shares__of_both_stages_reach_one() -> None:
     assert training_shares(6, CURVE) == [0.0, 0.5, 1.0]
     assert training_shares(12, [*CURVE, *CURVE]) == [0.0, 0.25, 0.5, 0.5, 0.75, 1.0]
@@ -260,8 +292,8 @@ def test_validation_charts__more_methods_than_colours_take_a_second_chart_with_t
 def test_means_sheet__fewer_seeds_by_the_grid_are_no_unfinished_study(tmp_path: Path) -> None:
     text = STUDY.replace("seeds: [0]}]", "seeds: [0]}, {methods: [clip], text_fractions: [0.5], seeds: [1]}]")
     study, cells = finished(tmp_path, text)
-    notes = means_sheet(study, read_budgets(study, tmp_path, cells)[0]).notes
+    notes = means(study, read_budgets(study, tmp_path, cells)[0]).notes
     assert not any("not finished" in note for note in notes)
     (cell_folder(tmp_path, cells[0]) / "cell.json").unlink()
-    notes = means_sheet(study, read_budgets(study, tmp_path, cells)[0]).notes
+    notes = means(study, read_budgets(study, tmp_path, cells)[0]).notes
     assert any("Some groups lack seeds: the study is not finished." in note for note in notes)

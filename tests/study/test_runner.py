@@ -4,7 +4,9 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ import pytest
 from maskedclip.cli import run
 from maskedclip.errors import UserError
 from maskedclip.study import cells, rates, runner
-from maskedclip.study.cells import Ended, cell_folder, claimed, read_failure
-from maskedclip.study.definition import Cell
+from maskedclip.study.cells import Ended, cell_folder, claimed, read_failure, write_failure
+from maskedclip.study.definition import Cell, Study
+from maskedclip.study.ending import ends_with_status
 from maskedclip.study.rates import step_rates, unmeasured
-from maskedclip.study.runner import claim, run_one, run_study, study_cells
+from maskedclip.study.runner import check_cells, claim, run_one, run_study, study_cells, what_failed
 from maskedclip.training.trainer import Finished
+from tests.cli_case import status
 from tests.stores import make_store
-from tests.study.fake_cells import read_study
+from tests.study.fake_cells import cells_of, read_study
 
 STUDY = """
 config: [tiny]
@@ -129,6 +133,69 @@ def test_claim__other_settings_are_taken_until_a_cell_has_begun(tmp_path: Path) 
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
+def begun(out: Path) -> None:
+    (out / "cells" / "one" / "run").mkdir(parents=True)
+
+
+def test_claim__stores_and_weights_are_the_same_however_they_are_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = read_study(tmp_path, STUDY), tmp_path / "out"
+
+    def settings(folder: str, **fields: str) -> dict[str, Any]:
+        named = {"model.image_weights": f"{folder}weights.safetensors", "data.size": "32"} | fields
+        return {"data": [f"{folder}stores/a", f"{folder}stores/b"], "evaluate": [f"{folder}stores/a"], "fields": named}
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    claim(study, out, settings(""))
+    begun(out)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    claim(study, out, settings("../"))
+    claim(study, out, settings(f"{tmp_path}/"))
+    claim(study, out, settings(""))  # on another machine, whose folders have other names
+    for changed, said in (
+        (settings("more/"), "data, evaluate, fields"),
+        (settings("../") | {"data": ["../stores/a"]}, "data"),
+        (settings("../", **{"data.size": "64"}), "fields"),
+        (settings("../", **{"data.workers": "1"}), "fields"),
+    ):
+        with pytest.raises(UserError, match=rf"other settings \({said}\)"):
+            claim(study, out, changed)
+
+
+def test_claim__values_that_an_earlier_version_wrote_as_python_does_are_the_same(tmp_path: Path) -> None:
+    study, out = read_study(tmp_path, STUDY), tmp_path / "out"
+    before = {"training.tensorboard": "False", "training.best_metric": "None", "training.lr": "0.00025"}
+    claim(study, out, {"fields": before})
+    begun(out)
+    claim(
+        study, out, {"fields": {"training.tensorboard": "off", "training.best_metric": "null", "training.lr": "2.5e-4"}}
+    )
+    with pytest.raises(UserError, match=r"other settings \(fields\)"):
+        claim(study, out, {"fields": before | {"training.tensorboard": "true"}})
+
+
+def test_check_cells__weights_are_the_same_however_they_are_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study(weights: str) -> Study:
+        return read_study(tmp_path, STUDY, overrides={"model.image_weights": weights})
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first, out = study("w.safetensors"), tmp_path / "out"
+    claim(first, out, {})
+    cell = study_cells(first, out)[0]
+    recipe = first.recipe(cell.method, cell.size, cell.text_fraction, cell.seed, cell.steps).to_dict()
+    cell_folder(out, cell).mkdir(parents=True)
+    (cell_folder(out, cell) / "cell.json").write_text(json.dumps({"recipe": recipe}))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    check_cells(study("../w.safetensors"), out, [cell])
+    with pytest.raises(UserError, match=r"other fields \(model\.image_weights\)"):
+        check_cells(study("../v.safetensors"), out, [cell])
+
+
 def test_study__a_choice_on_the_reported_rows_is_told_at_the_start(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +246,22 @@ def test_study__a_signal_between_trainings_ends_it_with_status_75(
     assert len(began) == 1
     assert "SIGUSR1 asked for it" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_ends_with_status__two_signals_at_once_are_one_request() -> None:
+    """A scheduler's own to the whole job, and the one that the job's script passes on."""
+
+    def ask() -> None:
+        both = {signal.SIGTERM, signal.SIGUSR1}
+        signal.pthread_sigmask(signal.SIG_BLOCK, both)
+        for number in both:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        time.sleep(1)
+
+    with pytest.raises(SystemExit) as left, ends_with_status():
+        ask()
+    assert left.value.code == 75
 
 
 def test_step_rates__a_measurement_that_was_asked_to_end_ends_the_study(
@@ -257,6 +340,56 @@ def test_run_study__any_failure_of_a_cell_is_told_and_the_others_go_on(
     assert said is not None
     assert said.startswith("RuntimeError: CUDA out of memory.")
     assert "Traceback" in (cell_folder(tmp_path / "out", failed) / "failed.log").read_text()
+
+
+def test_what_failed__names_the_cells_and_tells_of_the_others(tmp_path: Path) -> None:
+    listed = cells_of(read_study(tmp_path, STUDY))
+    assert what_failed(tmp_path, listed) is None
+    write_failure(tmp_path, listed[0], UserError("no memory"))
+    said = what_failed(tmp_path, listed)
+    assert said is not None
+    assert said.startswith(
+        f"1 of 4 cells failed ({listed[0].name}; failed.txt in their folders says why), 0 are finished"
+    )
+    for cell in listed[1:]:
+        cell_folder(tmp_path, cell).mkdir(parents=True)
+        (cell_folder(tmp_path, cell) / "cell.json").write_text("{}")
+    said = what_failed(tmp_path, listed)
+    assert said is not None
+    assert "the others are finished; the same command tries the failed ones again" in said
+
+
+def test_study__exits_with_1_where_a_cell_failed_and_its_report_with_0(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(cell: Cell) -> Ended:
+        if cell.method == "clip":
+            raise UserError("the loss is not finite")
+        return Ended.FINISHED
+
+    monkeypatch.setattr(runner, "run_cell", pretended(fails, []))
+    monkeypatch.setattr("maskedclip.study.page.write_page", lambda study, out, _: (out / "study.html", []))
+    monkeypatch.setattr(runner, "changed_fields", lambda *_: [])
+    given = command(tmp_path, store)
+    assert status(*given) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "2 of 4 cells failed (clip-default-text0.5-seed0-steps4, clip-default-text0.5-seed3-steps4;" in error
+    assert "the others are finished" in error
+    assert status(*given, "--report") == 0
+
+
+def test_study__slurm_runs_this_python_whatever_the_path_of_a_node_is(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskedclip.study.slurm.shutil.which", lambda _: None)
+    monkeypatch.setattr("sys.executable", "/an env/bin/python")
+    (tmp_path / "a folder").mkdir()
+    given = command(tmp_path / "a folder", store)
+    assert status(*given, "--slurm") == 0
+    script = (tmp_path / "a folder" / "out" / "study.sbatch").read_text().splitlines()
+    (line,) = [line for line in script if "--cell" in line]
+    told = [*given, "--cell", "$SLURM_ARRAY_TASK_ID", "&"]
+    assert shlex.split(line) == ["/an env/bin/python", "-m", "maskedclip", *told]
 
 
 def test_run_study__of_nothing_but_failures_the_first_is_told_in_one_line(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskedclip.cli import run
-from maskedclip.errors import UserError
+from maskedclip.errors import CheckFailed, UserError
 from maskedclip.recipe import Recipe
 from maskedclip.study import cells
 from maskedclip.study.cells import Ended, cell_folder, claimed, read_result, run_cell
@@ -96,7 +96,7 @@ def test_study__every_cell_is_trained_evaluated_and_told(done: Path) -> None:
     cell = next(iter((done / "cells").glob("clip-*-text1-*")))
     recall = json.loads((cell / "evaluation/results.json").read_text())["retrieval"]["image_to_text_per_text"]
     assert f"{recall['recall_at_10']['value']:.3f}" in html
-    assert (done / "study.tex").read_text().count(r"\begin{table}") == 2
+    assert (done / "study.tex").read_text().count(r"\begin{table}") == 4
     for name in ("linear probe on f", "zero-shot"):
         assert any(
             "50 % of the texts" in line and f", {name}: " in line and "seeds" in line for line in results["verdicts"]
@@ -146,7 +146,8 @@ def test_study__a_cell_that_fails_is_told_and_the_others_go_on(
         return whole(recipe, *rest, **named)
 
     monkeypatch.setattr(cells, "pretrain", fails)
-    run(given)
+    with pytest.raises(CheckFailed, match=r"1 of 2 cells failed \(clip-default.*, the others are finished"):
+        run(given)
     said = "".join(capsys.readouterr())
     assert "cell clip-default-text0.5-seed0-steps4: failed: the loss is not finite" in said
     html = (place / "two" / "study.html").read_text()

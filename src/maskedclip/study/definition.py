@@ -3,7 +3,6 @@
 A cell is one training and one evaluation.  Cells differ in method, size, share of the texts, seed and number of steps.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,12 @@ import yaml
 
 from maskedclip.errors import UserError
 from maskedclip.evaluation.evaluate import PROTOCOLS
-from maskedclip.recipe import Recipe, load_recipe
+from maskedclip.recipe import Recipe, load_recipe, shipped_recipes
+from maskedclip.study.study_yaml import KeyedReader, read_yaml
 
 SHIPPED = Path(__file__).parent / "studies"
-# Fields of a recipe that may name a file or folder, which a study file names relative to itself.
-_PATHS = ("model.image_weights", "model.text_encoder", "data.pairs")
+PATHS = ("model.image_weights", "model.text_encoder", "data.pairs", "data.texts")
+"""Fields of a recipe that may name a file or folder, which a study file names relative to itself."""
 _PLACEHOLDER = re.compile(r"\{\w*\}")
 DEFAULT_SIZE = "default"
 # Fields that belong to the cell, with the key of a study that gives them.
@@ -85,7 +85,7 @@ class Study:
         split: "test", or "development": choices are then made on validation rows and the test rows stay unread.
         precision: of the features that are evaluated: "32-true", or "bf16-mixed", in half the time on processors.
         replicates: of the bootstrap.
-        slurm: lines for sbatch, by option.
+        slurm: options for sbatch; true is an option without a value, false and null leave one out.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Study:
     split: str = "test"
     precision: str = "32-true"
     replicates: int = 1000
-    slurm: Mapping[str, str] = field(default_factory=dict)
+    slurm: Mapping[str, str | bool | None] = field(default_factory=dict)
 
     @cached_property
     def combinations(self) -> list[tuple[str, str, float, int]]:
@@ -159,6 +159,9 @@ def _filled(value: Any, own: Mapping[str, str]) -> Any:
 
 
 def _text(value: Any) -> str:
+    """A value as a flag of the recipe gives it; what is a text already the recipe reads itself ("off", "1e-3")."""
+    if isinstance(value, str):
+        return value
     if value is None:
         return "null"
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
@@ -208,34 +211,28 @@ def load_study(
     if not path.is_file():
         raise UserError(f"{name}: no such study; shipped: {', '.join(shipped_studies())}, or give a .yaml file")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        given = read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}); mend it") from None
     if not isinstance(given, dict):
         raise UserError(f"{path}: holds no keys; see `maskedclip study --help` for an example")
     return _Reader(path, given).study(data, evaluate, overrides or {})
 
 
-class _Reader:
-    """One file, with complaints that name the key."""
-
-    def __init__(self, path: Path, given: dict[str, Any]) -> None:
-        self.path, self.given = path, given
-
-    def fail(self, key: str, message: str) -> UserError:
-        return UserError(f"{self.path}: {key}: {message}")
+class _Reader(KeyedReader):
+    """One file, key by key."""
 
     def study(self, data: Sequence[Path], evaluate: Sequence[Path], overrides: Mapping[str, Any]) -> Study:
         known = {"about", "data", "evaluate", "config", "set", "methods", "sizes", "grid", "steps", "equal_time"}
         known |= {"reference", "chain", "protocols", "split", "precision", "replicates", "slurm"}
-        self._only(known, self.given, "")
+        self.only(known, self.given, "")
         stores = [Path(store) for store in data] or self._stores("data")
         if not stores:
             raise self.fail("data", "no store is named; give --data STORE")
         methods = self._choices("methods")
         sizes = self._choices("sizes") if "sizes" in self.given else {}
-        config = self._names("config", self.given.get("config", [] if sizes else ["vitb16"]))
-        sizes = sizes or {DEFAULT_SIZE: Choice(config=tuple(config))}
+        config = self._recipes("config", self.given.get("config", [] if sizes else ["vitb16"]))
+        sizes = sizes or {DEFAULT_SIZE: Choice(config=config)}
         study = Study(
             name=self.path.stem,
             about=" ".join(str(self.given.get("about", "")).split()),
@@ -246,17 +243,17 @@ class _Reader:
             fields={**self._fields("set", self.given.get("set", {})), **overrides},
             overrides=dict(overrides),
             grid=self._grid(methods, sizes),
-            steps=self._count("steps", None),
+            steps=self.count("steps", None),
             equal_time=self._method("equal_time", methods) if self.given.get("equal_time") else None,
             reference=self._method("reference", methods),
-            chain=tuple(self._listed("chain", self.given.get("chain", []), list(methods))),
+            chain=tuple(self.listed("chain", self.given.get("chain", []), list(methods))),
             protocols=tuple(
-                self._listed("protocols", self.given.get("protocols", Study.protocols), list(PROTOCOLS), "a protocol")
+                self.listed("protocols", self.given.get("protocols", Study.protocols), list(PROTOCOLS), "a protocol")
             ),
             split=str(self.given.get("split", "test")),
             precision=str(self.given.get("precision", "32-true")),
-            replicates=self._count("replicates", 1000, least=2),
-            slurm={str(key): str(value) for key, value in self._mapping("slurm", self.given.get("slurm", {})).items()},
+            replicates=self.count("replicates", 1000, least=2),
+            slurm=self._slurm(),
         )
         if not study.protocols:
             raise self.fail("protocols", f"none is given; choose from {', '.join(PROTOCOLS)}")
@@ -278,21 +275,21 @@ class _Reader:
         return study
 
     def _stores(self, key: str) -> list[Path]:
-        return [self.path.parent / Path(store).expanduser() for store in self._names(key, self.given.get(key, []))]
+        return [self.path.parent / Path(store).expanduser() for store in self.names(key, self.given.get(key, []))]
 
     def _choices(self, key: str) -> dict[str, Choice]:
-        entries = self._mapping(key, self.given.get(key))
+        entries = self.mapping(key, self.given.get(key))
         if not entries:
             raise self.fail(key, "none is given; e.g. methods: {clip: clip, maskedclip: maskedclip}")
         choices = {}
         for name, value in entries.items():
             where = f"{key}.{name}"
             if isinstance(value, dict):
-                self._only({"config", "set"}, value, f"{where}.")
+                self.only({"config", "set"}, value, f"{where}.")
                 fields = self._fields(f"{where}.set", value.get("set", {}))
-                choices[str(name)] = Choice(config=tuple(self._names(where, value.get("config", []))), fields=fields)
+                choices[str(name)] = Choice(config=self._recipes(where, value.get("config", [])), fields=fields)
             else:
-                choices[str(name)] = Choice(config=tuple(self._names(where, value)))
+                choices[str(name)] = Choice(config=self._recipes(where, value))
             if not str(name).replace("_", "").replace(".", "").isalnum():
                 raise self.fail(where, "give a name of letters, digits, dots and underscores")
         return choices
@@ -306,27 +303,54 @@ class _Reader:
         found = []
         for place, block in enumerate(blocks):
             where = f"grid[{place}]"
-            block = self._mapping(where, block)
-            self._only({"methods", "text_fractions", "seeds", "sizes"}, block, f"{where}.")
-            fractions = self._numbers(f"{where}.text_fractions", block.get("text_fractions", [1.0]))
-            seeds = self._numbers(f"{where}.seeds", block.get("seeds", [0]))
+            block = self.mapping(where, block)
+            self.only({"methods", "text_fractions", "seeds", "sizes"}, block, f"{where}.")
+            fractions = self.numbers(f"{where}.text_fractions", block.get("text_fractions", [1.0]))
+            seeds = self.numbers(f"{where}.seeds", block.get("seeds", [0]))
+            if not all(isinstance(seed, int) for seed in seeds):
+                raise self.fail(f"{where}.seeds", f"{seeds}; give whole numbers, e.g. [0, 1, 2]")
+            named = self.listed(f"{where}.methods", block.get("methods", []), list(methods))
             found.append(
                 Block(
-                    methods=tuple(self._listed(f"{where}.methods", block.get("methods", []), list(methods))),
-                    sizes=tuple(self._listed(f"{where}.sizes", block.get("sizes", list(sizes)), list(sizes))),
-                    text_fractions=tuple(float(value) for value in fractions),
-                    seeds=tuple(int(value) for value in seeds),
+                    methods=self.once(f"{where}.methods", named),
+                    sizes=self.once(
+                        f"{where}.sizes",
+                        self.listed(f"{where}.sizes", block.get("sizes", list(sizes)), list(sizes)),
+                    ),
+                    text_fractions=self.once(f"{where}.text_fractions", [float(value) for value in fractions]),
+                    seeds=self.once(f"{where}.seeds", [int(value) for value in seeds]),
                 )
             )
         return tuple(found)
 
+    def _slurm(self) -> dict[str, str | bool | None]:
+        options = self.mapping("slurm", self.given.get("slurm", {}))
+        for name, value in options.items():
+            if not isinstance(value, str | bool | None) or "\n" in str(value):
+                raise self.fail(
+                    f"slurm.{name}", f"{value!r}; give one text, e.g. gres: gpu:1, or true for a bare option"
+                )
+        return {str(name): value for name, value in options.items()}
+
+    def _recipes(self, key: str, value: Any) -> tuple[str, ...]:
+        return tuple(self._recipe(name) for name in self.names(key, value))
+
+    def _recipe(self, name: str) -> str:
+        """A recipe's file beside this one, else what is found from the working directory; shipped names stay theirs."""
+        beside = self.path.parent / Path(name).expanduser()
+        return str(beside) if name not in shipped_recipes() and beside.is_file() else name
+
     def _fields(self, key: str, given: Any) -> dict[str, Any]:
-        fields = {str(name): value for name, value in self._mapping(key, given).items()}
+        fields = {str(name): value for name, value in self.mapping(key, given).items()}
         refuse_cell_fields(f"{self.path}: {key}: ", fields)
-        for name in _PATHS:
-            value = fields.get(name)
-            if isinstance(value, str) and self._stands_beside(value):
-                fields[name] = str(self.path.parent / value)
+        for name in PATHS:
+            section, _, inner = name.partition(".")
+            for holder, place in ((fields, name), (fields.get(section), inner)):
+                if not isinstance(holder, dict):
+                    continue
+                value = holder.get(place)
+                if isinstance(value, str) and self._stands_beside(value):
+                    holder[place] = str(self.path.parent / value)
         return fields
 
     def _stands_beside(self, value: str) -> bool:
@@ -337,43 +361,4 @@ class _Reader:
 
     def _method(self, key: str, methods: Mapping[str, Choice]) -> str:
         default = "clip" if "clip" in methods else next(iter(methods))
-        return self._listed(key, [self.given.get(key, default)], list(methods))[0]
-
-    def _count(self, key: str, default: int | None, *, least: int = 1) -> int:
-        value = self.given.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.fail(key, f"{value!r}; give a whole number above {least - 1}")
-        return value
-
-    def _names(self, key: str, value: Any) -> list[str]:
-        listed = [value] if isinstance(value, str) else value
-        if not isinstance(listed, list | tuple) or not all(isinstance(entry, str) for entry in listed):
-            raise self.fail(key, f"{value!r}; give names, e.g. [clip, tiny]")
-        return list(listed)
-
-    def _numbers(self, key: str, value: Any) -> list[float]:
-        listed = value if isinstance(value, list) else [value]
-        if not listed or not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in listed):
-            raise self.fail(key, f"{value!r}; give numbers, e.g. [0.1, 0.25]")
-        return listed
-
-    def _listed(self, key: str, value: Any, known: list[str], what: str = "among the study's") -> list[str]:
-        names = self._names(key, value)
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise self.fail(key, f"{name!r} is not {what}; {hint}")
-        return names
-
-    def _mapping(self, key: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.fail(key, f"{value!r}; give names with values")
-        return value
-
-    def _only(self, known: set[str], given: Mapping[str, Any], prefix: str) -> None:
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), sorted(known), 1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-                raise self.fail(f"{prefix}{key}", f"no such key; {hint}")
+        return self.listed(key, [self.given.get(key, default)], list(methods))[0]

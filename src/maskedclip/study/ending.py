@@ -1,9 +1,11 @@
 """A scheduler that asks a study to end: between trainings, where no checkpoint can be written, at once."""
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +16,8 @@ from maskedclip.training.pretrain import Finished
 from maskedclip.training.stopping import REQUEUE
 
 _ASKED = (signal.SIGTERM, signal.SIGUSR1)
+_ONCE = 5.0
+"""Seconds within which several signals are one request: to all processes of a job, and passed on by its script."""
 
 
 class AskedToEnd(BaseException):
@@ -33,11 +37,17 @@ def ends_with_status() -> Iterator[None]:
     A training listens itself while it lasts, and writes a checkpoint first.
     """
     owner = os.getpid()
+    last = -math.inf
 
     def receive(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a child that was forked meanwhile ends as it would have
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        # A second one while the first unwinds would be raised where nothing takes it.
+        nonlocal last
+        previous, last = last, time.monotonic()
+        if last - previous < _ONCE:
+            return
         raise AskedToEnd(f"{signal.Signals(number).name} asked for it")
 
     listens = threading.current_thread() is threading.main_thread()

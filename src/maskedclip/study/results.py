@@ -1,28 +1,31 @@
-"""What the finished cells of a study say: means over seeds, paired differences, and what each cost."""
+"""What the finished cells of a study say: means over seeds, paired differences, and answers in sentences."""
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maskedclip.evaluation.compare_groups import GroupComparison, compare_groups
 from maskedclip.evaluation.compare_read import MACRO, Key
 from maskedclip.evaluation.compare_seeds import LEAST_FREEDOM
 from maskedclip.evaluation.compare_sheets import Cell as TableCell
 from maskedclip.evaluation.compare_sheets import Sheet
-from maskedclip.evaluation.report_names import row_name
+from maskedclip.evaluation.report_names import label_name, row_name
 from maskedclip.evaluation.retrieval import PER_TEXT
 from maskedclip.evaluation.statistics import Estimate
 from maskedclip.study.cells import cell_folder, read_finished
 from maskedclip.study.checks import chosen_on_reported
 from maskedclip.study.definition import DEFAULT_SIZE, Cell, Study
-from maskedclip.study.evaluated_step import VALIDATION, at_the_start, best_trained, looks_at
+from maskedclip.study.evaluated_step import VALIDATION
 
-SECTIONS = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
+Section = tuple[str, str]  # protocol, feature
+SECTIONS: tuple[Section, ...] = (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected"))
 _LEADS = {SECTIONS[0]: "encoder", SECTIONS[2]: "zero-shot"}  # what is told of every method beside the reference
 _RETRIEVAL: Key = ("retrieval", PER_TEXT, "recall_at_10")
+_NAMED = 20  # more labels than these are counted in a note, and named in results.json alone
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -59,6 +62,38 @@ class Budget:
     title: str
     groups: Mapping[Group, Sequence[tuple[Cell, dict[str, Any]]]]
     comparison: GroupComparison
+
+    @property
+    def sections(self) -> list[Section]:
+        """Every protocol and feature of which some group has a mean over the labels."""
+        return list(dict.fromkeys(key[:2] for key in self.comparison.keys if key[2] == MACRO))
+
+    @property
+    def told(self) -> list[Section]:
+        """Those of `SECTIONS` that some group has; where none has any of them, all that there are."""
+        found = self.sections
+        return [section for section in SECTIONS if section in found] or found
+
+    def labels(self, section: Section) -> list[str]:
+        """The labels whose mean is the macro of a protocol and feature: defined, and had by all evaluations with it."""
+        comparison, macro = self.comparison, (*section, MACRO)
+        holders = [name for name, parts in comparison.distributions.items() if macro in parts]
+        keys = [key for key in comparison.keys if key[:2] == section and key != macro]
+        return [
+            key[2]
+            for key in keys
+            if all(comparison.counts[name].get(key) == comparison.counts[name][macro] for name in holders)
+            and not np.isnan(comparison.distributions[holders[0]][key].value)
+        ]
+
+    def reference(self, study: Study, group: Group) -> Group:
+        """The group that `group` is compared with: of its size and share of the texts."""
+        return Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
+
+    def row(self, group: Group) -> str:
+        """The method and how many seeds it has, for a table whose sections tell the rest."""
+        count = len(self.groups[group])
+        return f"{group.method} ({count} seed{'s' * (count > 1)})"
 
     def value(self, group: Group, key: Key) -> Estimate | None:
         """Mean over the seeds; None where the group lacks it."""
@@ -116,52 +151,54 @@ def _compare(study: Study, out: Path, groups: Mapping[Group, Sequence[tuple[Cell
     return compare_groups(folders, next(iter(folders)), blocks=blocks, replicates=study.replicates)
 
 
-def means_sheet(study: Study, budget: Budget) -> Sheet:
-    """Every group: macro AUROC of each protocol, recall where it was measured, the lead on the reference, the cost."""
+def means_sheet(study: Study, budget: Budget) -> Sheet | None:
+    """Every group: macro AUROC of `SECTIONS`, recall, and the leads on the reference; None where no group has any."""
+    present = [section for section in SECTIONS if section in budget.sections]
     retrieves = any(_RETRIEVAL in parts for parts in budget.comparison.distributions.values())
-    columns = ["method", *(f"{row_name(*part)}" for part in SECTIONS)]
-    columns += ["Image to text, recall at 10, by text"] * retrieves
-    leads = [
-        part for part in _LEADS if any((*part, MACRO) in parts for parts in budget.comparison.distributions.values())
-    ]
+    if not present and not retrieves:
+        return None
+    leads = [part for part in _LEADS if part in present]
+    columns = ["method", *(row_name(*part) for part in present)]
+    columns += ["Image to text, recall at 10, mean over texts"] * retrieves
     columns += [f"{_LEADS[part]} minus {study.reference}" for part in leads]
-    columns += ["steps", "step evaluated", "minutes", "images/s", "memory, GB", "validation, start and best"]
     sections: dict[str, list[tuple[str, list[TableCell]]]] = {}
-    for group, found in budget.groups.items():
-        reference = Group(size=group.size, text_fraction=group.text_fraction, method=study.reference)
-        own = [TableCell(text="reference")] * len(leads)
-        if group != reference:
-            found_leads = [budget.difference(group, reference, (*part, MACRO)) for part in leads]
-            own = [TableCell(estimate=lead, signed=True) for lead in found_leads]
-        cells = [TableCell(estimate=budget.value(group, (*part, MACRO))) for part in SECTIONS]
+    for group in budget.groups:
+        reference = budget.reference(study, group)
+        cells = [TableCell(estimate=budget.value(group, (*part, MACRO))) for part in present]
         cells += [TableCell(estimate=budget.value(group, _RETRIEVAL))] * retrieves
-        cells += [*own, *(TableCell(text=text) for text in _costs(found))]
-        sections.setdefault(group.texts, []).append(
-            (f"{group.method} ({len(found)} seed{'s' * (len(found) > 1)})", cells)
-        )
+        cells += [lead_cell(budget, group, reference, (*part, MACRO)) for part in leads]
+        sections.setdefault(group.texts, []).append((budget.row(group), cells))
     return Sheet(
         name=f"study-{budget.name}",
-        caption=f"{budget.title}: macro AUROC with 95 % intervals",
+        caption=f"{budget.title}: " + ("macro AUROC" if present else "recall") + " with 95 % intervals",
         columns=columns,
         sections=list(sections.items()),
-        notes=_notes(study, budget),
+        notes=_notes(study, budget, present),
     )
+
+
+def lead_cell(budget: Budget, group: Group, reference: Group, key: Key) -> TableCell:
+    """A group minus the reference, or that it is the reference."""
+    if group == reference:
+        return TableCell(text="reference")
+    return TableCell(estimate=budget.difference(group, reference, key), signed=True)
 
 
 def chain_sheet(study: Study, budget: Budget) -> Sheet | None:
     """Each method of the chain minus the one before it; None where no two of them are finished."""
-    columns = ["step", *(row_name(*part) for part in SECTIONS)]
+    told = budget.told
+    columns = ["step", *(row_name(*part) for part in told)]
     sections = []
     for size, fraction in dict.fromkeys((group.size, group.text_fraction) for group in budget.groups):
         rows = []
         for before, after in zip(study.chain, study.chain[1:], strict=False):
             first, second = (Group(size=size, text_fraction=fraction, method=method) for method in (after, before))
             if first in budget.groups and second in budget.groups:
-                found = [budget.difference(first, second, (*part, MACRO)) for part in SECTIONS]
+                found = [budget.difference(first, second, (*part, MACRO)) for part in told]
                 rows.append((f"{after} minus {before}", [TableCell(estimate=entry, signed=True) for entry in found]))
         if rows:
             sections.append((Group(size=size, text_fraction=fraction, method="").texts, rows))
-    if not sections:
+    if not sections or not told:
         return None
     caption = f"What each part adds ({budget.title.split(':')[0].lower()}): paired differences in macro AUROC"
     return Sheet(name=f"chain-{budget.name}", caption=caption, columns=columns, sections=sections, notes=[])
@@ -217,41 +254,10 @@ def _verdict(budget: Budget, group: Group, other: Group, name: str, found: Estim
     )
 
 
-def _costs(found: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
-    seconds = statistics.mean(result["seconds"] for _, result in found)
-    rate = statistics.mean(result["images_per_second"] or 0.0 for _, result in found)
-    taken = [value for _, result in found if (value := result.get("peak_memory_bytes"))]
-    evaluated = ("–" if result["evaluated_step"] is None else f"{result['evaluated_step']:,}" for _, result in found)
-    validated = [
-        [value for _, result in found if (value := figure(result["validation"])) is not None]
-        for figure in (at_the_start, best_trained)
-    ]
-    return [
-        f"{found[0][0].steps:,}",
-        ", ".join(evaluated),
-        f"{seconds / 60:.1f}",
-        f"{rate:.0f}",
-        f"{max(taken) / 1e9:.1f}" if taken else "–",
-        ", ".join(f"{statistics.mean(values):.3f}" if values else "–" for values in validated),
-    ]
-
-
-def _notes(study: Study, budget: Budget) -> list[str]:
-    comparison = budget.comparison
-    rows = "validation rows (the test rows were not read)" if study.split == "development" else "test images"
-    notes = [
-        f"{comparison.n_test:,} {rows} of {comparison.patients:,} patients. In brackets: 95 % intervals that hold "
-        "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods. Of one "
-        "share of the texts a seed draws the same ones for all methods; differences of methods with the same seeds are "
-        f"paired in them where that leaves {LEAST_FREEDOM} degrees of freedom or more.",
-        "Minutes: of training steps, on a machine that may have been shared; the steps of the comparison at equal time "
-        "follow from rates measured beforehand in alternation (rates.json).",
-        "Memory: at the peak of training, of tensors on a GPU or of the process without its loaders on a processor.",
-        "Validation, start and best: the online probe's AUROC before the first step and at its best after it, "
-        "mean over the seeds.",
-        *_choice_notes(study, budget),
-    ]
-    parts = comparison.distributions.values()
+def _notes(study: Study, budget: Budget, sections: Sequence[Section]) -> list[str]:
+    notes = [*common_notes(study, budget, sections), *best_step_notes(study)]
+    notes += [warning] if (warning := chosen_on_reported(study)) is not None else []
+    parts = budget.comparison.distributions.values()
     if texts := next((part[_RETRIEVAL].n for part in parts if _RETRIEVAL in part), 0):
         notes.append(
             f"Recall: the mean over {texts:,} distinct texts, each counting alike (chance {min(10 / texts, 1):.3f}); "
@@ -260,6 +266,32 @@ def _notes(study: Study, budget: Budget) -> list[str]:
     elif any(key[0] == "retrieval" for part in parts for key in part):
         notes.append("Recall is left out: the evaluations are of an earlier version, which did not keep the texts.")
     return notes + _seed_notes(study, budget)
+
+
+def common_notes(study: Study, budget: Budget, sections: Sequence[Section]) -> list[str]:
+    """What every table of figures needs: the rows, the intervals, and of which labels a macro is the mean."""
+    comparison = budget.comparison
+    rows = "validation rows (the test rows were not read)" if study.split == "development" else "test images"
+    return [
+        f"{comparison.n_test:,} {rows} of {comparison.patients:,} patients. In brackets: 95 % intervals that hold "
+        "patients (bootstrap) and, with several seeds, the variance between seeds pooled over the methods. Of one "
+        "share of the texts a seed draws the same ones for all methods; differences of methods with the same seeds are "
+        f"paired in them where that leaves {LEAST_FREEDOM} degrees of freedom or more.",
+        *_label_notes(budget, sections),
+    ]
+
+
+def _label_notes(budget: Budget, sections: Sequence[Section]) -> list[str]:
+    """Of how many labels a macro is the mean, and of which: once for all sections that have the same ones."""
+    means: dict[tuple[str, ...], list[str]] = {}
+    for section in sections:
+        means.setdefault(tuple(budget.labels(section)), []).append(row_name(*section))
+    said = []
+    for labels, names in means.items():
+        listed = f" ({', '.join(map(label_name, labels))})" if 0 < len(labels) <= _NAMED else ""
+        of = f" of {'; '.join(names)}" if len(means) > 1 else ""
+        said.append(f"Macro AUROC{of}: mean of {len(labels)} label{'s' * (len(labels) != 1)}{listed}.")
+    return said
 
 
 def _seed_notes(study: Study, budget: Budget) -> list[str]:
@@ -282,15 +314,3 @@ def best_step_notes(study: Study) -> list[str]:
         f"The weights that are evaluated are those of the step with the best {metric} on validation rows "
         "(training.best_metric), which is partly chance."
     ]
-
-
-def _choice_notes(study: Study, budget: Budget) -> list[str]:
-    """What chose the step of the evaluated weights, and of how many, where anything did."""
-    notes = best_step_notes(study)
-    looks: dict[str, set[int]] = {}
-    for group, found in budget.groups.items():
-        looks.setdefault(group.method, set()).update(looks_at(result["validation"]) for _, result in found)
-    if notes:
-        counts = ", ".join(f"{method} {'-'.join(map(str, sorted(found)))}" for method, found in looks.items())
-        notes += [f"Step evaluated: of each seed; the best of so many validations: {counts}."]
-    return notes + ([warning] if (warning := chosen_on_reported(study)) is not None else [])

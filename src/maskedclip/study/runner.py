@@ -2,22 +2,35 @@
 
 import gc
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from maskedclip.console import minutes, say
 from maskedclip.errors import UserError
-from maskedclip.study.cells import Ended, cell_folder, changed_fields, read_result, run_cell, write_failure
-from maskedclip.study.definition import Cell, Study
+from maskedclip.study.cells import (
+    Ended,
+    cell_folder,
+    changed_fields,
+    read_failure,
+    read_result,
+    run_cell,
+    write_failure,
+)
+from maskedclip.study.definition import PATHS, Cell, Study
 from maskedclip.study.ending import AskedToEnd
 from maskedclip.study.locks import NoLocksError
 from maskedclip.study.rates import RATES, equal_time_steps, step_rates
 from maskedclip.whole_files import PARTIAL, write_whole
 
 _MARK = "study.json"
+_FROM = "working_directory"
+"""Key of the mark: the folder that the paths in it are relative to."""
 
 
 def study_cells(study: Study, out: Path) -> list[Cell]:
@@ -47,7 +60,7 @@ def claim(study: Study, out: Path, settings: dict) -> None:
         except ValueError:
             raise UserError(f"{mark}: is damaged; remove it, or choose another --out") from None
         # What an earlier version did not write down is not compared.
-        different = sorted(key for key in before if before[key] != settings.get(key))
+        different = sorted(key for key in before if key != _FROM and not _same_setting(key, before, settings))
         if not different:
             return
         if _has_begun(out):
@@ -60,7 +73,34 @@ def claim(study: Study, out: Path, settings: dict) -> None:
     elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(PARTIAL) for entry in out.iterdir())):
         raise UserError(f"--out {out}: exists and is no study's folder; choose another one")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(mark, json.dumps(settings, indent=1) + "\n")
+    write_whole(mark, json.dumps(settings | {_FROM: os.getcwd()}, indent=1) + "\n")
+
+
+def _same_setting(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    old, new, folder = before[key], now.get(key), Path(before.get(_FROM, "."))
+    if old == new or new is None:
+        return old == new
+    if key in ("data", "evaluate"):
+        return len(old) == len(new) and all(_same_place(*pair, folder) for pair in zip(old, new, strict=True))
+    if key != "fields":
+        return False
+    return old.keys() == new.keys() and all(
+        _meaning(old[name]) == _meaning(new[name]) or (name in PATHS and _same_place(old[name], new[name], folder))
+        for name in old
+    )
+
+
+def _same_place(before: str, now: str, folder: Path) -> bool:
+    """Whether two paths are one, however they are spelled; folder: what the one before is relative to."""
+    return before == now or (folder / before).resolve() == Path(now).resolve()
+
+
+def _meaning(text: str) -> str:
+    """A field's value as Python writes it, which is what an earlier version kept: `false` and `off` are False."""
+    try:
+        return str(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError):  # a ValueError: no date of the calendar
+        return text
 
 
 def _has_begun(out: Path) -> bool:
@@ -77,11 +117,37 @@ def check_cells(study: Study, out: Path, cells: Sequence[Cell]) -> None:
     for cell in cells:
         result = read_result(out, cell)
         changed = changed_fields(study, cell, result) if result is not None else []
+        changed = [name for name in changed if not _is_same_file(study, out, cell, name)]
         if changed:
             raise UserError(
                 f"{cell_folder(out, cell)}: was trained with other fields ({', '.join(changed)}) than the study's file "
                 "gives now; give them as they were, name the new method otherwise, or remove the cell's folder"
             )
+
+
+def _is_same_file(study: Study, out: Path, cell: Cell, name: str) -> bool:
+    """Whether a field names the file that a finished cell was trained with, spelled relative to another folder."""
+    result, mark = read_result(out, cell), out / _MARK
+    if result is None or name not in PATHS or not mark.is_file():
+        return False
+    section, key = name.split(".")
+    recipe = study.recipe(cell.method, cell.size, cell.text_fraction, cell.seed, cell.steps).to_dict()
+    before, now = result["recipe"][section][key], recipe[section][key]
+    folder = Path(json.loads(mark.read_text()).get(_FROM, "."))
+    return None not in (before, now) and _same_place(before, now, folder)
+
+
+def what_failed(out: Path, cells: Sequence[Cell]) -> str | None:
+    """A sentence about unfinished cells whose last attempt failed; None where there are none."""
+    failed = [cell.name for cell in cells if read_failure(out, cell) is not None]
+    if not failed:
+        return None
+    finished = sum(read_result(out, cell) is not None for cell in cells)
+    others = "the others are finished" if finished + len(failed) == len(cells) else f"{finished} are finished"
+    return (
+        f"{len(failed)} of {len(cells)} cells failed ({', '.join(failed)}; failed.txt in their folders says why), "
+        f"{others}; the same command tries the failed ones again"
+    )
 
 
 def _check_pairs(study: Study, out: Path, cells: Sequence[Cell]) -> None:

@@ -1,5 +1,6 @@
 """A study as jobs of SLURM: one that measures rates where that is to do, and an array with a task for each cell."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,8 +13,33 @@ from maskedclip.study.definition import Study
 from maskedclip.study.rates import unmeasured
 from maskedclip.study.runner import most_cells, study_cells
 
-# What was asked to end wants to be started again, which status 75 says.
-_REQUEUE = 'status=$?; [ $status -eq 75 ] && scontrol requeue "$SLURM_JOB_ID"; exit $status'
+Options = Mapping[str, str | bool | None]
+
+# Five minutes before the end of its time are enough for a step and a checkpoint.  Without B: SLURM signals the steps of
+# srun alone, and the script has none.
+_SIGNAL = "B:USR1@300"
+_LISTENED_TO = re.compile(r"R?BR?:(SIG)?(USR1|TERM|10|15)(@\d+)?", re.IGNORECASE)
+# bash runs a trap only when a program in the foreground has ended, and a signal without a trap ends it before it could
+# requeue: so the program runs in the background, and is waited for until it has ended by itself.  SLURM may signal the
+# shell alone, or the program as well, which minds no second signal.  Status 75 says that it wants to go on later.
+_BODY = """\
+asked=0 program=
+pass_on() { asked=$((asked + 1)); [ -z "$program" ] || kill -USR1 "$program" 2>/dev/null; }
+trap pass_on USR1 TERM
+%s &
+program=$!
+[ $asked -eq 0 ] || kill -USR1 "$program"  # asked before there was a program
+while :; do
+    before=$asked
+    wait "$program"; status=$?
+    [ $asked -eq $before ] && break  # else it was the signal that ended the wait
+done
+# A signal that comes before the program listens ends it: its status is then 128 and more, or one that bash forgot (-1).
+[ $asked -eq 0 ] || { [ $status -ge 0 ] && [ $status -lt 127 ]; } || status=75
+# The number of an array is also that of one of its tasks, but requeues them all.  Incomplete: not what was cancelled.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+[ $status -ne 75 ] || scontrol requeue Incomplete "${job:-$SLURM_JOB_ID}"
+exit $status"""
 
 
 def submit(study: Study, out: Path, command: Sequence[str]) -> str:
@@ -25,13 +51,19 @@ def submit(study: Study, out: Path, command: Sequence[str]) -> str:
     Args:
         study: its `slurm` options become #SBATCH lines of both.
         out: the study's folder.
-        command: `maskedclip study ...` as it was given, without --slurm.
+        command: `maskedclip study ...` as it was given, without --slurm, in a way that also runs on a node.
 
     Returns: what to tell the user.
 
     Raises:
-        UserError: sbatch refused a script.
+        UserError: sbatch refused a script, or `slurm` asks for a signal that the script never gets.
     """
+    signal = study.slurm.get("signal")
+    if isinstance(signal, str) and _LISTENED_TO.fullmatch(signal) is None:
+        raise UserError(
+            f"study {study.name}: slurm.signal: {signal}: the script listens to USR1 and TERM, and SLURM sends them to "
+            f"it only after `B:`; give e.g. {_SIGNAL}"
+        )
     measures = bool(study.equal_time and unmeasured(study, out))
     if measures:
         left = list(range(most_cells(study)))
@@ -41,12 +73,12 @@ def submit(study: Study, out: Path, command: Sequence[str]) -> str:
     if not left:
         return "all cells are finished"
     given = " ".join(shlex.quote(part) for part in command)
-    options = {"job-name": study.name, "requeue": ""} | dict(study.slurm)
+    options: Options = {"job-name": study.name, "requeue": True, "signal": _SIGNAL} | dict(study.slurm)
+    logs = str(out).replace("%", "%%")
     array = _write(
         out / "study.sbatch",
-        {"output": str(out / "slurm-%A-%a.log")} | options | {"array": ",".join(map(str, left))},
+        {"output": f"{logs}/slurm-%A-%a.log"} | options | {"array": ",".join(map(str, left))},
         f"{given} --cell $SLURM_ARRAY_TASK_ID",
-        _REQUEUE,
     )
     count = f"at most {len(left)} cells" if measures else f"{len(left)} cells"
     if not measures:
@@ -55,12 +87,12 @@ def submit(study: Study, out: Path, command: Sequence[str]) -> str:
         return f"job {_sbatch(array)}: {count}"
     rates = _write(
         out / "rates.sbatch",
-        options | {"job-name": f"{study.name}-rates", "output": str(out / "slurm-rates-%j.log")},
+        options | {"job-name": f"{study.name}-rates", "output": f"{logs}/slurm-rates-%j.log"},
         f"{given} --rates",
-        _REQUEUE,
     )
     if shutil.which("sbatch") is None:
-        by_hand = f"sbatch --kill-on-invalid-dep=yes --dependency=afterok:$(sbatch --parsable {rates}) {array}"
+        first, then = (shlex.quote(str(script)) for script in (rates, array))
+        by_hand = f"sbatch --kill-on-invalid-dep=yes --dependency=afterok:$(sbatch --parsable {first}) {then}"
         return f"{rates} and {array} are written; there is no sbatch on this machine: {by_hand} submits both"
     first = _sbatch(rates)
     try:
@@ -72,10 +104,18 @@ def submit(study: Study, out: Path, command: Sequence[str]) -> str:
     return f"job {first} measures how long steps take (slurm-rates-{first}.log), job {second} follows it: {count}"
 
 
-def _write(script: Path, options: Mapping[str, str], *body: str) -> Path:
-    lines = [f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in options.items()]
-    script.write_text("\n".join(["#!/bin/bash", *lines, *body]) + "\n")
+def _write(script: Path, options: Options, command: str) -> Path:
+    lines = [f"#SBATCH --{name}{_value(value)}" for name, value in options.items() if value not in (None, False)]
+    script.write_text("\n".join(["#!/bin/bash", *lines, _BODY % command]) + "\n")
     return script
+
+
+def _value(value: str | bool | None) -> str:
+    """=VALUE as sbatch reads it: an unquoted one ends at a blank or #, and a backslash keeps what follows as it is."""
+    if value is True or not value:
+        return ""
+    plain = re.fullmatch(r"[^\s\"'\\#]+", value)
+    return f"={value}" if plain else '="' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def _sbatch(script: Path, *options: str) -> str:
