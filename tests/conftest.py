@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 # Tiny matrices gain nothing from threads, and several test processes with many threads each starve one another.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -14,6 +15,12 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def repeatable_draws() -> None:
+    """What a test draws from torch's own generator does not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

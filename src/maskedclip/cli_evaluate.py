@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maskedclip.data.store import Store
     from maskedclip.deployment.external_open_clip import OpenClipModel
     from maskedclip.deployment.model import Model
+    from maskedclip.evaluation.compare_read import Predictions
     from maskedclip.evaluation.finetune_settings import FineTuneSettings
     from maskedclip.evaluation.task_spec import TaskFile
 
@@ -60,12 +61,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from maskedclip.data.prompts import load_prompts
-    from maskedclip.evaluation.evaluate import DEFAULT, evaluate
-    from maskedclip.evaluation.feature_cache import CachedFeatures
-    from maskedclip.evaluation.leakage import run_folder, seen_in_pretraining
-    from maskedclip.evaluation.report import write_report
-    from maskedclip.evaluation.summary import summary_lines
+    from maskedclip.evaluation.evaluate import claimed_folder
     from maskedclip.training.rundir import RunDirectory
 
     is_run = (Path(args.run) / "recipe.yaml").is_file()
@@ -75,7 +71,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError(
             f"--against: {args.run} is no run and gets no report; `maskedclip compare` sets evaluations side by side"
         )
+    against = _against(args.against) if args.against is not None else None
+    with claimed_folder(args.out):  # now, and not after a public set was curated
+        _evaluated(args, is_run, against)
+
+
+def _evaluated(args: argparse.Namespace, is_run: bool, against: "Predictions | None") -> None:
+    from maskedclip.data.prompts import load_prompts
+    from maskedclip.evaluation.evaluate import DEFAULT, evaluate
+    from maskedclip.evaluation.feature_cache import CachedFeatures
+    from maskedclip.evaluation.leakage import run_folder, seen_in_pretraining
+    from maskedclip.evaluation.report import write_report
+    from maskedclip.evaluation.summary import summary_lines
+
+    finetune = fine_tune_settings(args.finetune)
     store, task = _store(args)
+    if against is not None:
+        _check_rows(against, store)
     wanted = args.protocols.split(",") if args.protocols else (task.protocols if task is not None else DEFAULT)
     if store.kind == "volumes":
         trained = [name for name in wanted if name.strip() in ("dense", "finetune", "lora")]
@@ -95,7 +107,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         seed=args.seed,
         prompts=load_prompts(args.prompts) if args.prompts else None,
         subgroups=tuple(name.strip() for name in args.subgroups.split(",") if name.strip()),
-        finetune=fine_tune_settings(args.finetune),
+        finetune=finetune,
         dense_size=args.dense_size,
         extra=extra,
     )
@@ -106,6 +118,28 @@ def _evaluate(args: argparse.Namespace) -> None:
     evaluations = {"trained": args.out} | ({"against": args.against} if args.against else {})
     report = write_report(args.out / "report.html", Path(args.run), store, evaluations=evaluations)
     say_next(*lines, f"next: look at {report}; maskedclip compare {args.out} OTHER_DIR sets another model beside it")
+
+
+def _against(folder: Path) -> "Predictions":
+    """The evaluation to compare with, read before anything is computed."""
+    from maskedclip.evaluation.compare_read import read_predictions, read_results
+
+    try:
+        read_results(folder)
+        return read_predictions(folder)
+    except UserError as error:
+        raise UserError(f"--against: {error}") from None
+
+
+def _check_rows(against: "Predictions", store: "Store") -> None:
+    """Refuse an evaluation that cannot be compared in pairs: of other test rows."""
+    own = {store.ids[row] for row in store.rows("test").tolist()}
+    differing = len(own ^ set(against.ids))
+    if against.complete and differing:
+        raise UserError(
+            f"--against: {against.folder}: {differing:,} test rows are in it or in the store alone; give an evaluation "
+            "of the same store"
+        )
 
 
 def _model(spec: str, store: "Store") -> "Model | OpenClipModel":
@@ -137,14 +171,15 @@ def _store(args: argparse.Namespace) -> "tuple[Store, TaskFile | None]":
         return task_store(task, open_store(stores)), task
     if args.root is None:
         raise UserError(f"--root: give the folder in which the set of the task {args.task} was unpacked")
-    place = args.out.with_name(f"{args.out.name}.store")
+    out = args.out.resolve()  # `.` has no name of its own
+    place = out.with_name(f"{out.name}.store")
     _claim_task(place, task, args.root)
     if not (place / "store" / "curation.json").is_file():
         manifest = place / "manifest" / "manifest.csv"
         if not manifest.is_file():
             task_manifest(task, args.root, place / "manifest")
         curate(manifest, place / "store", crop=task.crop, allow_outside=True)  # type: ignore[arg-type]
-    return open_store(place / "store"), task
+    return task_store(task, open_store(place / "store")), task
 
 
 def _claim_task(place: Path, task: "TaskFile", root: Path) -> None:
@@ -185,7 +220,9 @@ def fine_tune_settings(given: list[str]) -> "FineTuneSettings | None":
     values: dict[str, Any] = {}
     for pair in given:
         name, equals, text = pair.partition("=")
-        if not equals or name not in defaults:
+        if not equals and name in defaults:
+            raise UserError(f"--finetune {pair}: give NAME=VALUE, such as {name}={_example(name, defaults[name])}")
+        if name not in defaults:
             near = difflib.get_close_matches(name, defaults, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(defaults)}"
             raise UserError(f"--finetune {pair}: give NAME=VALUE; {hint}")
@@ -209,6 +246,13 @@ def fine_tune_settings(given: list[str]) -> "FineTuneSettings | None":
             raise UserError(f"--finetune {pair}: give a value like {default!r}")
         values[name] = value
     return FineTuneSettings(**values)
+
+
+def _example(name: str, default: object) -> str:
+    """A value of a setting as it is written on the command line: its default, where that is one."""
+    if default is None:
+        return {"layer_decay": "0.65", "size": "224"}.get(name, "null")
+    return str(default) if isinstance(default, str) else json.dumps(default, separators=(",", ":"))
 
 
 EVALUATE_VERBS: dict[str, Verb] = {

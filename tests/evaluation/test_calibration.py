@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -129,6 +130,25 @@ def test_logistic_line__undefined_replicates_leave_the_others_alone() -> None:
     alone = logistic_line(x, truth, weights[2:])[0][0]
     assert np.isnan(slopes).tolist() == [False, True, False]
     assert slopes[2] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize(
+    ("x", "truth", "drawn"),
+    [
+        ([1, 1, 2, 3], [0, 1, 0, 1], [1, 1, 1, 0]),  # separated but for the rows of one x: Newton's step was infinite
+        ([1, 1, 2, 3], [0, 1, 0, 1], [2, 1, 0, 0]),  # rows of one x: it was said to settle at 0
+        ([3, 0, 3, 1], [0, 1, 1, 0], [2, 1, 0, 0]),  # separated: at -24.8
+        ([1, 1, 2, 3], [0, 1, 0, 1], [0, 3, 0, 0]),
+        ([1, 1, 2, 3], [0, 1, 0, 1], [0, 0, 0, 0]),
+    ],
+)
+def test_logistic_line__replicates_without_a_maximum_are_undefined_and_warn_of_nothing(
+    x: list, truth: list, drawn: list
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slopes, intercepts = logistic_line(np.array(x, float), np.array(truth, float), np.array([drawn, [1, 2, 2, 1]]))
+    assert np.isnan(slopes).tolist() == np.isnan(intercepts).tolist() == [True, False]
 
 
 def test_calibration_line__finds_how_the_probabilities_were_bent() -> None:

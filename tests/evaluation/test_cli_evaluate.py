@@ -83,6 +83,7 @@ def test_evaluate__a_training_that_diverges_loses_nothing_else(
         (["--protocols", "linear,finetune", "--finetune", "size=30"], "finetune.size: 30 px is no multiple"),
         (["--protocols", "linear,dense", "--dense-size", "30"], "--dense-size: 30 px is no multiple"),
         (["--seed", "-1"], "seed: -1 is negative"),
+        (["--against", "nowhere"], "--against: nowhere: has no results.json; give a folder that"),
     ],
 )
 def test_evaluate__what_cannot_be_is_said_before_anything_is_computed(
@@ -94,6 +95,36 @@ def test_evaluate__what_cannot_be_is_said_before_anything_is_computed(
     monkeypatch.setattr("maskedclip.evaluation.feature_cache.CachedFeatures.features", computed)
     with pytest.raises(UserError, match=said):
         run(command(place, tmp_path / "out", "--data", str(place / "store"), *more))
+
+
+def test_evaluate__against_needs_an_evaluation_of_the_same_rows(place: Path, tmp_path: Path) -> None:
+    other = ["--data", str(make_store(tmp_path / "store", rows=48, seed=1)), "--protocols", "linear"]
+    run(command(place, tmp_path / "other", *other))
+    given = ["--data", str(place / "store"), "--protocols", "linear", "--against", str(tmp_path / "other")]
+    with pytest.raises(UserError, match=r"--against: .*other: 24 test rows are in it or in the store alone"):
+        run(command(place, tmp_path / "out", *given))
+    (tmp_path / "other" / "predictions.parquet").unlink()
+    with pytest.raises(UserError, match=r"--against: .*other: has no predictions\.parquet"):
+        run(command(place, tmp_path / "out", *given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate__a_task_into_the_working_folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "set", ["red", "green"], each=8)
+    (tmp_path / "own.yaml").write_text(TASK)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    given = ["--task", str(tmp_path / "own.yaml"), "--root", str(tmp_path / "set"), "--protocols", "linear"]
+    run(command(place, Path(), *given))
+    assert (tmp_path / "here" / "results.json").is_file()
+    assert (tmp_path / "here.store" / "store" / "curation.json").is_file()
+
+    def curated(*_: object, **__: object) -> None:
+        raise AssertionError("the set was curated for a folder that is not empty")
+
+    monkeypatch.setattr("maskedclip.data.curate.curate", curated)
+    with pytest.raises(UserError, match=r"\.: exists already"):
+        run(command(place, Path(), *given))
 
 
 def test_evaluate__a_task_on_its_folders(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,12 +177,21 @@ def test_fine_tune_settings__types_follow_the_fields() -> None:
         epochs=3, lr=1e-3, crop_scale=(0.5, 1.0), lora_mlp=True, layer_decay=0.9, size=64
     )
     assert fine_tune_settings([]) is None
-    for pair, said in (("epoch=3", "did you mean epochs"), ("epochs", "NAME=VALUE"), ("epochs=few", "like 50")):
+    for pair, said in (("epoch=3", "did you mean epochs"), ("epochs=few", "like 50")):
         with pytest.raises(UserError, match=said):
             fine_tune_settings([pair])
     with pytest.raises(UserError, match="give a number"):
         fine_tune_settings(["lr=fast"])
     assert fine_tune_settings(["decoded_cache=off", "size=null"]) == FineTuneSettings(decoded_cache="off")
+
+
+@pytest.mark.parametrize("example", ["lr=0.005", "betas=[0.9,0.999]", "lora_mlp=false", "size=224", "head_start=zero"])
+def test_fine_tune_settings__a_name_without_value_is_shown_with_one(example: str) -> None:
+    name = example.partition("=")[0]
+    with pytest.raises(UserError) as caught:
+        fine_tune_settings([name])
+    assert str(caught.value) == f"--finetune {name}: give NAME=VALUE, such as {example}"
+    assert fine_tune_settings([example]) is not None
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,10 @@ def test_score_draws__macro_spread_is_that_of_the_mean_over_labels() -> None:
         "n": 2,
         "note": "undefined (n=2, too few)",
     }
+
+
+def test_score_draws__nothing_learnt_counts_the_test_rows() -> None:
+    task = Task(name="a", kind="binary", classes=(0, 1), truth=np.array([0, 1, -1]))
+    macro = score_draws({"a": task}, {"a": "one class"})["macro"]["auroc"]
+    assert (macro["n"], macro["note"]) == (2, "undefined (n=2, no label is defined)")
+    assert score_draws({}, {})["macro"]["auroc"]["n"] == 0

@@ -1,4 +1,6 @@
+import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
+from maskedclip.evaluation.development import DevelopmentStore
 from maskedclip.evaluation.evaluate import PREDICTION_SCHEMA, evaluate
-from tests.evaluation.stand_ins import changed, make_case
+from tests.evaluation.stand_ins import ArrayModel, changed, make_case
+from tests.stores import make_store
 
 STORE, MODEL = make_case()
+BLIND = ArrayModel(tables={})  # cannot compute anything
 METRICS = {"auroc", "auprc", "balanced_accuracy"}
 
 
@@ -159,7 +165,42 @@ def test_evaluate__features_that_are_not_finite_are_refused(tmp_path: Path) -> N
         evaluate(replace(MODEL, tables={**MODEL.tables, "bridge": broken}), STORE, tmp_path / "out")
 
 
-def test_evaluate__folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_evaluate__folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is computed."""
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="can't be written"):
-        evaluate(MODEL, STORE, tmp_path / "file" / "out", replicates=10, protocols=["knn"])
+        evaluate(BLIND, STORE, tmp_path / "file" / "out", replicates=10, protocols=["knn"])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="no space left"):
+        evaluate(BLIND, STORE, tmp_path / "out", replicates=10, protocols=["knn"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate__a_refusal_leaves_no_folder_behind(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    for out in (tmp_path / "deep" / "out", tmp_path / "given"):
+        with pytest.raises(UserError, match="no label of the store"):
+            evaluate(BLIND, STORE, out, prompts={"glucoma": ["x"]})
+    assert [place.name for place in tmp_path.iterdir()] == ["given"]
+    assert not list((tmp_path / "given").iterdir())
+
+
+def test_evaluate__a_store_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    first, other = make_store(tmp_path / "first"), make_store(tmp_path / "other", seed=1)
+    shutil.copytree(first, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(first)
+    for second, said in (
+        (first, f"stands twice (as {first}); give each store once"),
+        (tmp_path / "link", f"stands twice (as {first}); give each store once"),
+        (tmp_path / "copy", f"has the same images as {first}; give one of the two"),
+    ):
+        for store in (open_store([first, other, second]), DevelopmentStore(open_store([first, other, second]))):
+            with pytest.raises(UserError) as caught:
+                evaluate(BLIND, store, tmp_path / "out", protocols=["knn"])  # type: ignore[arg-type]
+            assert str(caught.value) == f"{second}: {said}"
+    model = ArrayModel(tables={"encoder": np.eye(96)})
+    evaluate(model, open_store([first, other]), tmp_path / "out", replicates=10, protocols=["knn"])

@@ -1,13 +1,21 @@
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from maskedclip.data.curate import curate
+from maskedclip.data.manifest import read_manifest
+from maskedclip.data.store import open_store
+from maskedclip.errors import UserError
 from maskedclip.evaluation import retrieval as module
+from maskedclip.evaluation.evaluate import evaluate
 from maskedclip.evaluation.retrieval import (
     chance_median_rank,
     chance_recall,
@@ -18,6 +26,8 @@ from maskedclip.evaluation.retrieval import (
     text_to_image_ranks,
 )
 from maskedclip.evaluation.statistics import cluster_weights
+from tests.evaluation.stand_ins import ArrayModel
+from tests.stores import draw
 
 
 def retrieval(images: NDArray, texts: NDArray, own: NDArray, weights: NDArray) -> dict[str, dict[str, dict]]:
@@ -166,3 +176,32 @@ def test_distinct__in_order_of_appearance() -> None:
     texts, own = distinct(["b", "a", "b", "c"])
     assert texts == ["b", "a", "c"]
     assert own.tolist() == [0, 1, 0, 2]
+
+
+def test_retrieval__several_texts_of_an_image_are_one_candidate_and_twins_are_two_queries(tmp_path: Path) -> None:
+    """From the manifest's check to the ranks: several texts of an image, and one picture in two files."""
+    for name, row in (("a", 0), ("b", 1), ("c", 2), ("twin", 0)):
+        (tmp_path / f"{name}.png").write_bytes(draw(row, 32, row))
+    manifest, head = tmp_path / "manifest.csv", "image,text,patient,split\n"
+    rest = ["b.png,Normal.,2,test", "c.png,Glaucoma,3,test", "twin.png,Myopia,4,test"]
+    manifest.write_text(head + "\n".join(["a.png,Drusen.,1,test", "a.png,Large cup,1,test", *rest]))
+    with pytest.raises(UserError) as refused:
+        read_manifest(manifest)
+    told = re.search(r"given 2 times: keep one row with its texts joined, as in '(.*)'", str(refused.value))
+    assert told is not None
+    manifest.write_text(head + "\n".join([f"a.png,{told[1]},1,test", *rest]))
+    curate(manifest, tmp_path / "store", size=32, crop="none", encoding="png", progress=False)
+    store = open_store(tmp_path / "store")
+    assert store.texts == ["Drusen. Large cup", "Normal.", "Glaucoma", "Myopia"]
+    assert store.image_bytes(0) == store.image_bytes(3)
+
+    words: dict[str, NDArray] = dict(zip(("drusen", "normal", "glaucoma", "myopia"), np.eye(4), strict=True))
+    seen = np.array([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0.5]])  # the twins alike
+    model = ArrayModel(tables={"projected": seen}, words=words)
+    results = evaluate(model, store, tmp_path / "out", replicates=10, protocols=["retrieval"])["retrieval"]
+    assert results["image_to_text"]["median_rank"]["candidates"] == 4
+    assert results["image_to_text"]["recall_at_1"]["n"] == 4
+    ranks = {row["id"]: row["rank"] for row in pq.read_table(tmp_path / "out" / "retrieval.parquet").to_pylist()}
+    assert [ranks[key] for key in store.ids] == [1, 1, 1, 2]
+    texts = ("drusen. large cup", "normal", "glaucoma", "myopia")
+    assert [ranks[text] for text in texts] == [2, 1, 1, 2]

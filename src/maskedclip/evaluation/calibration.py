@@ -226,17 +226,21 @@ def _newton(z: NDArray, target: NDArray, weights: NDArray) -> NDArray[np.float64
     """Slope and intercept on the standardised z, all replicates at once: (2, r); NaN where it does not settle."""
     w = weights.T.astype(np.float64)
     z, target = z[:, None], target[:, None]
-    line, change = np.zeros((2, w.shape[1])), np.full(w.shape[1], np.inf)
-    active = np.arange(w.shape[1])
+    line, change = np.zeros((2, w.shape[1])), np.full(w.shape[1], np.nan)
+    active = np.flatnonzero(_overlap(z, target, w > 0))
+    change[active] = np.inf
+    w = w[:, active]
     for _ in range(_NEWTON_STEPS):
         p = expit(line[0, active] * z + line[1, active])
         residual, curvature = w * (target - p), w * p * (1 - p)
         gradient = np.stack([(z * residual).sum(axis=0), residual.sum(axis=0)])
         h0, h1, h2 = curvature.sum(axis=0), (z * curvature).sum(axis=0), (z**2 * curvature).sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # no curvature left: a replicate without a maximum
-            full = np.stack([h0 * gradient[0] - h1 * gradient[1], h2 * gradient[1] - h1 * gradient[0]])
-            full /= h0 * h2 - h1**2
-        change[active] = np.abs(full).max(axis=0)
+        # A curve that is flat to the last bit has no step: NaN, as for what does not settle.
+        determinant = h0 * h2 - h1**2
+        step = np.stack([h0 * gradient[0] - h1 * gradient[1], h2 * gradient[1] - h1 * gradient[0]])
+        with np.errstate(over="ignore"):  # nearly none
+            full = np.divide(step, determinant, out=np.full_like(step, np.nan), where=determinant != 0)
+        change[active] = np.where(np.isfinite(full).all(axis=0), np.abs(full).max(axis=0), np.nan)
         # A Newton step is too long where the curve is flat.
         line[:, active] += full * np.minimum(1, 2 / np.maximum(change[active], 2))
         going = change[active] > 1e-8  # False for NaN
@@ -244,3 +248,16 @@ def _newton(z: NDArray, target: NDArray, weights: NDArray) -> NDArray[np.float64
         if not len(active):
             break
     return np.where(change <= 1e-8, line, np.nan)
+
+
+def _overlap(z: NDArray, target: NDArray, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which replicates have a greatest likelihood, (r,): those whose classes no threshold on z separates, ties apart.
+
+    z, target (n, 1), drawn (n, r).  Albert and Anderson, "On the existence of maximum likelihood estimates in logistic
+    regression models", Biometrika 71 (1984).  Newton alone may take a separated replicate for settled, where the
+    probabilities have reached 0 and 1.
+    """
+    sides = [drawn & side for side in (target < 1, target > 0)]  # a softened row is on both
+    low = [np.where(side, z, np.inf).min(axis=0) for side in sides]
+    high = [np.where(side, z, -np.inf).max(axis=0) for side in sides]
+    return (high[0] > low[1]) & (high[1] > low[0])

@@ -86,7 +86,7 @@ def score_draws(tasks: Mapping[str, Task], drawn: Mapping[str, Drawn | str]) -> 
         for name, part in drawn.items()
     }
     given = {name: part for name, part in drawn.items() if isinstance(part, Drawn)}
-    rows = np.any([tasks[name].known for name in given], axis=0).sum() if given else 0
+    rows = np.any([tasks[name].known for name in given or drawn], axis=0).sum() if drawn else 0
     macro = macro_estimate({name: given[name].mean if name in given else None for name in drawn}, int(rows))
     by_draw = metrics.macro([part.values for part in given.values()], 0)
     return {

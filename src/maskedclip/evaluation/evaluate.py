@@ -5,7 +5,9 @@ encoder and a test's stand-in are evaluated by the same lines.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from maskedclip.evaluation.case import (
 from maskedclip.evaluation.dense import DenseResult, dense_probe
 from maskedclip.evaluation.dense_sheet import dense_sheet
 from maskedclip.evaluation.dense_table import DENSE_TABLE
+from maskedclip.evaluation.development import DevelopmentStore
 from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnKey, DrawnMeans, draws_table
 from maskedclip.evaluation.evaluated_rows import TEST_TABLE, labels_fingerprint, rows_table
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
@@ -40,9 +43,9 @@ from maskedclip.evaluation.leakage import same_files
 from maskedclip.evaluation.sections import LEARNING, SECTIONS, no_labels, repeated_section, retrieval_section, scored
 from maskedclip.evaluation.statistics import Distribution, check_seed, cluster_codes, cluster_weights
 from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
-from maskedclip.evaluation.tasks import Task, read_tasks
+from maskedclip.evaluation.tasks import Task, read_tasks, task_prompts
 from maskedclip.models.resizing import check_size
-from maskedclip.whole_files import write_whole
+from maskedclip.whole_files import PARTIAL, write_whole
 
 __all__ = ["DEFAULT", "FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
 
@@ -90,80 +93,109 @@ def evaluate(
         dense_size: pixels that the encoder reads in the dense probe; None: as many as the stored pictures have.
         extra: further entries of "about".
 
-    Raises UserError: no test split, a patient in test and in another split, an unknown protocol or column, a column of
-    more than 50 groups, a negative seed, prompts for unknown labels, features that are not finite, an `out` that isn't
-    empty or can't be written.
+    Raises UserError: no test split, a store that is given twice, a patient in test and in another split, an unknown
+    protocol or column, a column of more than 50 groups, a negative seed, prompts for unknown labels, features that are
+    not finite, an `out` that isn't empty or can't be written.
     """
-    _check_request(store, out, protocols, replicates, seed)
-    check_patients(store)
-    files = same_files(store)
-    if files and files["n"]:
-        say(
-            f"warning: {files['n']:,} test images are training or validation images too (the same file, such as "
-            f"{files['first'][0]}); `maskedclip audit` lists them, and figures on them are too good"
+    _check_request(store, protocols, replicates, seed)
+    with claimed_folder(out):
+        check_patients(store)
+        files = same_files(store)
+        if files and files["n"]:
+            say(
+                f"warning: {files['n']:,} test images are training or validation images too (the same file, such as "
+                f"{files['first'][0]}); `maskedclip audit` lists them, and figures on them are too good"
+            )
+        test = np.flatnonzero(store.splits == "test")
+        _check_sizes(model, protocols, finetune, dense_size)
+        columns = subgroup_columns(store.table, subgroups, test) if subgroups else {}  # type: ignore[union-attr]
+        tasks, refused = read_tasks(store.labels)
+        _check_prompts(prompts, tasks)
+        prompts = task_prompts(tasks, prompts)
+        rows = _rows(store, tasks, protocols)
+        patients = store.patients[store.splits == "test"]
+        frozen = bool(set(protocols) & set(FROZEN))
+        case = Case(
+            model=model,
+            store=store,
+            rows=rows,
+            features=_finite(model.features(store, rows), len(rows)) if frozen else {},
+            tasks={name: task.on(rows) for name, task in tasks.items()},
+            refused=refused,
+            weights=cluster_weights(patients, replicates=replicates, seed=seed),
+            seed=seed,
+            prompts=prompts,
         )
-    test = np.flatnonzero(store.splits == "test")
-    _check_sizes(model, protocols, finetune, dense_size)
-    columns = subgroup_columns(store.table, subgroups, test) if subgroups else {}  # type: ignore[union-attr]
-    tasks, refused = read_tasks(store.labels)
-    _check_prompts(prompts, tasks)
-    rows = _rows(store, tasks, protocols)
-    patients = store.patients[store.splits == "test"]
-    frozen = bool(set(protocols) & set(FROZEN))
-    case = Case(
-        model=model,
-        store=store,
-        rows=rows,
-        features=_finite(model.features(store, rows), len(rows)) if frozen else {},
-        tasks={name: task.on(rows) for name, task in tasks.items()},
-        refused=refused,
-        weights=cluster_weights(patients, replicates=replicates, seed=seed),
-        seed=seed,
-        prompts=prompts,
-    )
-    results: dict[str, Any] = {}
-    answered: list[Answered] = []
-    ranks, dense = None, None
-    drawn: dict[DrawnKey, Distribution] = {}
-    for protocol in PROTOCOLS:
-        if protocol not in protocols:
-            continue
-        if protocol == "retrieval":
-            results[protocol], ranks = retrieval_section(case)
-            continue
-        if protocol == "dense":
-            dense = _dense(case, dense_size)
-            results[protocol] = dense if isinstance(dense, dict) else dense.section
-            continue
-        if protocol in REPEATED:
-            results[protocol], means = repeated_section(case, protocol)
-            drawn |= means
-            continue
-        if protocol in FROZEN:
-            parts = SECTIONS[protocol](case)
-        else:
+        results: dict[str, Any] = {}
+        answered: list[Answered] = []
+        ranks, dense = None, None
+        drawn: dict[DrawnKey, Distribution] = {}
+        for protocol in PROTOCOLS:
+            if protocol not in protocols:
+                continue
+            if protocol == "retrieval":
+                results[protocol], ranks = retrieval_section(case)
+                continue
+            if protocol == "dense":
+                dense = _dense(case, dense_size)
+                results[protocol] = dense if isinstance(dense, dict) else dense.section
+                continue
+            if protocol in REPEATED:
+                results[protocol], means = repeated_section(case, protocol)
+                drawn |= means
+                continue
+            if protocol in FROZEN:
+                parts = SECTIONS[protocol](case)
+            else:
+                try:
+                    parts = _fine_tuned(case, protocol, finetune)
+                except UserError as error:
+                    if not results:
+                        raise
+                    # What the other protocols found is not lost with a training that diverged.
+                    say(f"{protocol}: left out: {error}")
+                    parts = {"skipped": str(error)}, []
+            results[protocol] = parts[0]
+            answered += parts[1]
+        if columns:
+            results["subgroups"] = _subgroups(case, columns, answered)
+        given = {"prompts": prompts, "finetune": finetune and vars(finetune), "dense_size": dense_size}
+        about = _about(case, protocols) | {"settings": _settings(given, protocols), "same_files": files}
+        results["about"] = about | dict(extra or {})
+        tables = [table for part in answered for table in prediction_tables(case, part)]
+        kept = DrawnMeans(
+            means=drawn, bootstrap=(replicates, seed), rows=len(patients), patients=results["about"]["test_patients"]
+        )
+        draws = draws_table(kept) if drawn else None
+        _write(out, store, results, tables, ranks, draws, None if isinstance(dense, dict) else dense)
+        return results
+
+
+@contextmanager
+def claimed_folder(out: Path) -> Iterator[None]:
+    """Make `out` and try a file in it, before anything is computed; if the block fails, what was made goes if empty.
+
+    Raises UserError: it exists and is no empty folder, or can't be written.
+    """
+    made = [place for place in (out, *out.parents) if not place.exists()]
+    try:
+        try:
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(f"{out}: exists already; give another folder or remove it")
+            out.mkdir(parents=True, exist_ok=True)
+            trial = out / f"{PARTIAL}{uuid.uuid4().hex}"
+            trial.write_bytes(b"\0")  # what is full takes an empty file
+            trial.unlink()
+        except OSError as error:
+            raise _unwritable(out, error) from error
+        yield
+    except BaseException:
+        for place in made:
             try:
-                parts = _fine_tuned(case, protocol, finetune)
-            except UserError as error:
-                if not results:
-                    raise
-                # What the other protocols found is not lost with a training that diverged.
-                say(f"{protocol}: left out: {error}")
-                parts = {"skipped": str(error)}, []
-        results[protocol] = parts[0]
-        answered += parts[1]
-    if columns:
-        results["subgroups"] = _subgroups(case, columns, answered)
-    given = {"prompts": prompts, "finetune": finetune and vars(finetune), "dense_size": dense_size}
-    about = _about(case, protocols) | {"settings": _settings(given, protocols), "same_files": files}
-    results["about"] = about | dict(extra or {})
-    tables = [table for part in answered for table in prediction_tables(case, part)]
-    kept = DrawnMeans(
-        means=drawn, bootstrap=(replicates, seed), rows=len(patients), patients=results["about"]["test_patients"]
-    )
-    draws = draws_table(kept) if drawn else None
-    _write(out, store, results, tables, ranks, draws, None if isinstance(dense, dict) else dense)
-    return results
+                place.rmdir()
+            except OSError:  # holds something, or was never made
+                continue
+        raise
 
 
 def check_patients(store: AnyStore) -> None:
@@ -185,15 +217,30 @@ def check_patients(store: AnyStore) -> None:
         )
 
 
-def _check_request(store: AnyStore, out: Path, protocols: Sequence[str], replicates: int, seed: int) -> None:
+def _check_stores(store: AnyStore) -> None:
+    """Refuse a store that is given twice: all its patients would count double, and find themselves in k-NN."""
+    whole = store.store if isinstance(store, DevelopmentStore) else store
+    if not isinstance(whole, Store):
+        return
+    places: dict[Path, Path] = {}
+    images: dict[str, Path] = {}
+    for folder, fingerprint in zip(whole.folders, whole.fingerprints, strict=True):
+        place = folder.resolve()
+        if place in places:
+            raise UserError(f"{folder}: stands twice (as {places[place]}); give each store once")
+        if fingerprint in images:
+            raise UserError(f"{folder}: has the same images as {images[fingerprint]}; give one of the two")
+        places[place] = images[fingerprint] = folder
+
+
+def _check_request(store: AnyStore, protocols: Sequence[str], replicates: int, seed: int) -> None:
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not protocols:
         raise UserError(f"protocols: {', '.join(unknown) or 'none given'}; choose from {', '.join(PROTOCOLS)}")
     if replicates < 2:
         raise UserError(f"replicates: {replicates} give no interval; use 1000")
     check_seed(seed)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists already; give another folder or remove it")
+    _check_stores(store)
     if not (store.splits == "test").any():
         raise UserError("store: no row has split 'test'; fill the manifest's split column and curate again")
 
@@ -329,7 +376,6 @@ def _write(
     table = pa.concat_tables(tables) if tables else PREDICTION_SCHEMA.empty_table()
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     try:
-        out.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows_table(store), out / TEST_TABLE, compression="zstd")
         pq.write_table(table, out / "predictions.parquet", compression="zstd")
         if ranks is not None:
@@ -342,4 +388,8 @@ def _write(
                 (out / "dense.png").write_bytes(dense_sheet(dense.shown))
         write_whole(out / "results.json", text)
     except OSError as error:
-        raise UserError(f"{out}: the results can't be written ({error}); free space or give another folder") from error
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(f"{out}: the results can't be written ({error}); free space or give another folder")

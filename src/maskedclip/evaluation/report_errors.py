@@ -3,9 +3,9 @@
 import numpy as np
 
 from maskedclip.evaluation.report_names import PROTOCOLS, label_name
-from maskedclip.evaluation.report_pictures import jpeg, stored_pixels
+from maskedclip.evaluation.report_pictures import photograph
 from maskedclip.evaluation.report_scores import LabelScores, label_scores
-from maskedclip.evaluation.report_subject import Subject
+from maskedclip.evaluation.report_subject import Evaluation, Subject
 from maskedclip.html import LeftOut, Table, escape, grid, paragraph, picture, shorten
 
 _LABELS, _EACH = 6, 2
@@ -13,8 +13,8 @@ _MAIN = (("finetune", "encoder"), ("linear", "encoder"))
 
 
 def worst_errors(subject: Subject) -> str:
-    """For each label the surest false alarms and the surest misses, with their texts; of several classes, who is taken
-    for whom.
+    """For each label, the worst first, the surest false alarms and misses, with their texts; of several classes, who is
+    taken for whom.
 
     Raises:
         LeftOut: no store, or no protocol that learns labels.
@@ -27,21 +27,37 @@ def worst_errors(subject: Subject) -> str:
     scored = [scores for scores in label_scores(subject.main, part) if scores.ids[0] in places]
     if not scored:
         raise LeftOut("the store is not the one that was evaluated, so the images are not there")
+    areas = _areas(subject.main, part)
+    # The worst first, as the first ones are shown; what has no AUROC comes last.
+    findings = sorted(
+        (entry for entry in scored if not entry.classes), key=lambda entry: areas.get(entry.label, np.inf)
+    )
     shown = []
-    for scores in [entry for entry in scored if not entry.classes][:_LABELS]:
-        cells = _surest(subject, scores, places)
-        if cells:
-            shown.append(f"<h3>{escape(label_name(scores.label))}</h3>{grid(cells, 'hits')}")
+    for scores in findings[:_LABELS]:
+        if cells := _surest(subject, scores, places):
+            area = f"AUROC {areas[scores.label]:.3f}" if scores.label in areas else "AUROC undefined"
+            shown.append(f"<h3>{escape(label_name(scores.label))}, {area}</h3>{grid(cells, 'hits')}")
     tables = [_confusion(entry) for entry in scored if entry.classes]
     caption = (
         f"{PROTOCOLS[part[0]]}, test split. The images without a finding that have its highest probability, and those "
         "with it that have the lowest; above and below one half they are false alarms and misses, else the nearest to "
-        "one. Labels may be wrong, too: look before you judge."
+        "one. Labels may be wrong, too: look before you judge. The images are shown as they are stored, at 256 pixels "
+        f"at most; the model reads them at {subject.model.preprocessing.size}."
     )
-    findings = [entry for entry in scored if not entry.classes]
     if len(findings) > _LABELS:
-        caption += f" Shown: the first {_LABELS} of {len(findings)} findings."
+        caption += f" Shown: the {_LABELS} of {len(findings)} findings with the lowest AUROC, the lowest first"
+    else:
+        caption += " Findings stand in the order of their AUROC, the lowest first"
+    last = any(entry.label not in areas for entry in findings[:_LABELS])
+    caption += ", and those where it is undefined last." if last else "."
     return paragraph(caption) + "".join(shown) + "".join(tables)
+
+
+def _areas(main: Evaluation, part: tuple[str, str]) -> dict[str, float]:
+    """AUROC of the labels that have one."""
+    section = main.section(*part) or {}
+    entries = {name: entry.get("auroc") or {} for name, entry in section.get("per_label", {}).items()}
+    return {name: entry["value"] for name, entry in entries.items() if entry.get("value") is not None}
 
 
 def _surest(subject: Subject, scores: LabelScores, places: dict[str, int]) -> list[str]:
@@ -52,13 +68,12 @@ def _surest(subject: Subject, scores: LabelScores, places: dict[str, int]) -> li
             place = places[scores.ids[row]]
             is_wrong = (scores.score[row] > 0.5) != (truth == 1)
             kind = wrong if is_wrong else right
-            pixels = stored_pixels(subject.images, np.asarray([place]), subject.model.preprocessing.size)
             text = subject.images.text(place)
             said = escape(shorten(text, 120)) if text else "no text"
             alt = f"{label_name(scores.label)}, {kind}, probability {scores.score[row]:.2f}"
             look = "wrong" if is_wrong else "note"
             cells.append(
-                f'<div class="hit">{picture(jpeg(pixels[0].permute(1, 2, 0).numpy()), "jpeg", alt)}'
+                f'<div class="hit">{picture(photograph(subject.images, place), "jpeg", alt)}'
                 f'<p><span class="{look}">{kind}</span> {scores.score[row]:.2f}</p><p class="note">{said}</p></div>'
             )
     return cells

@@ -15,6 +15,7 @@ from maskedclip.evaluation.report_pictures import (
     jpeg,
     map_png,
     patches_in_field,
+    photograph,
     reconstruct,
     stored_pixels,
     varied_rows,
@@ -213,11 +214,11 @@ def _nearest_texts(subject: Subject, found: Candidates, place: int) -> str:
         if own in nearest
         else f'<p class="note">Its own text comes {rank} of {len(cosines)} ({cosines[own]:.2f}).</p>'
     )
-    photograph = _photograph(
+    own_picture = _photograph(
         subject, int(found.rows[place]), f"Photograph whose text is: {shorten(found.texts[own], 120)}"
     )
     return (
-        f'<article class="query">{photograph}<div><p class="own"><strong>Own text:</strong> '
+        f'<article class="query">{own_picture}<div><p class="own"><strong>Own text:</strong> '
         f"{escape(shorten(found.texts[own]))}</p><ol>{lines}</ol>{below}</div></article>"
     )
 
@@ -227,9 +228,9 @@ def _nearest_images(subject: Subject, found: Candidates, key: int) -> str:
     cells = []
     for place in np.argsort(-cosines, kind="stable")[:_NEAREST_IMAGES].tolist():
         right, text = found.own[place] == key, found.texts[int(found.own[place])]
-        photograph = _photograph(subject, int(found.rows[place]), f"Photograph whose text is: {shorten(text, 120)}")
+        shown = _photograph(subject, int(found.rows[place]), f"Photograph whose text is: {shorten(text, 120)}")
         own = "" if right else f'<p class="note">its text: {escape(shorten(text, 120))}</p>'
-        cells.append(f'<div class="hit">{photograph}<p>{_mark(bool(right))} {cosines[place]:.2f}</p>{own}</div>')
+        cells.append(f'<div class="hit">{shown}<p>{_mark(bool(right))} {cosines[place]:.2f}</p>{own}</div>')
     count = int((found.own == key).sum())
     has = "1 image has it" if count == 1 else f"{count:,} images have it"
     return (
@@ -243,8 +244,7 @@ def _mark(right: bool) -> str:
 
 
 def _photograph(subject: Subject, row: int, alt: str) -> str:
-    pixels = stored_pixels(subject.images, np.asarray([row]), subject.model.preprocessing.size)
-    return picture(jpeg(pixels[0].permute(1, 2, 0).numpy()), "jpeg", alt)
+    return picture(photograph(subject.images, row), "jpeg", alt)
 
 
 def _cell(data: bytes, kind: str, name: str, alt: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskedclip import randomness
-from maskedclip.data.images import stored_image
+from maskedclip.data.images import decoded_image, stored_image
 from maskedclip.data.store import Store
 from maskedclip.data.text import normalise_text
 from maskedclip.data.transforms import normalise
@@ -29,6 +29,7 @@ _VARIANCE_FLOOR = 1e-6  # of `pixel_target`
 _BLACK = 12  # mean grey level up to which a patch is outside the photograph's field
 _OUTSIDE = 48  # grey level of such patches in a feature map
 _MOST_PIXELS = 256
+_VOLUMES = "the store holds volumes, which are not drawn here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +156,20 @@ def stored_pixels(store: Store, rows: NDArray[np.int64], size: int) -> Tensor:
         LeftOut: they are volumes.
     """
     if store.kind == "volumes":
-        raise LeftOut("the store holds volumes, which are not drawn here")
+        raise LeftOut(_VOLUMES)
     return torch.stack([stored_image(store, int(row), size) for row in rows])
+
+
+def photograph(store: Store, row: int) -> bytes:
+    """A row as it is stored, for a reader's eye: a JPEG of at most 256 pixels, however few the model reads.
+
+    Raises:
+        LeftOut: it is a volume.
+        UserError: it cannot be decoded.
+    """
+    if store.kind == "volumes":
+        raise LeftOut(_VOLUMES)
+    return jpeg(decoded_image(store, row).permute(1, 2, 0).numpy())
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:

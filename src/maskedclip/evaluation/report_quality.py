@@ -1,17 +1,21 @@
 """The parts of a report that say what a model is good and bad at, how true its probabilities are, and for whom."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from maskedclip.evaluation.calibration import calibration_section
 from maskedclip.evaluation.compare import MACRO
+from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnKey, read_draws
 from maskedclip.evaluation.report_figures import interval_chart, reliability_chart, share_chart
 from maskedclip.evaluation.report_names import PROTOCOLS, label_name
 from maskedclip.evaluation.report_scores import LabelScores, label_scores
-from maskedclip.evaluation.report_subject import Subject
-from maskedclip.evaluation.statistics import cluster_weights
+from maskedclip.evaluation.report_subject import Evaluation, Subject
+from maskedclip.evaluation.scoring import macro_distribution
+from maskedclip.evaluation.statistics import Distribution, cluster_weights
 from maskedclip.evaluation.tasks import Prediction, Task
 from maskedclip.html import (
     LeftOut,
@@ -23,6 +27,7 @@ from maskedclip.html import (
     numbers,
     paragraph,
     picture,
+    shorten,
 )
 
 # Bands of the AUROC in words, [ours]; the lower end of the interval decides.
@@ -32,12 +37,13 @@ _MAIN = (("finetune", "encoder"), ("linear", "encoder"), ("zero_shot", "projecte
 
 
 def strengths(subject: Subject) -> str:
-    """Every label from the best to the worst, in words and with intervals.
+    """Every label from the best to the worst, in words and with intervals; those with too few images to say last.
 
     Raises:
         LeftOut: nothing was scored.
     """
-    protocol, _, part = _main_part(subject)
+    protocol, feature, part = _main_part(subject)
+    having = _having(subject, (protocol, feature))
     entries = {
         label: entry
         for label, entry in part["per_label"].items()
@@ -46,7 +52,9 @@ def strengths(subject: Subject) -> str:
     undefined = [label for label in part["per_label"] if label not in entries]
     if not entries:
         raise LeftOut("no label has an AUROC on the test split; see the tables for the reasons")
-    ranked = sorted(entries, key=lambda label: -entries[label]["auroc"]["value"])
+    ranked = sorted(
+        entries, key=lambda label: (not _bounded(entries[label]["auroc"]), -entries[label]["auroc"]["value"])
+    )
     rows = []
     for label in ranked:
         entry = entries[label]
@@ -57,6 +65,7 @@ def strengths(subject: Subject) -> str:
                 escape(_band(entry["auroc"])),
                 estimate(entry["auroc"]),
                 estimate(at),
+                escape(having.get(label, "–")),
                 escape(f"{entry['auroc']['n']:,}"),
             ]
         )
@@ -65,14 +74,15 @@ def strengths(subject: Subject) -> str:
     said = "; ".join(f"{label_name(label)} {numbers(entries[label]['auroc'])}" for label in ranked)
     table = Table(
         caption=f"{PROTOCOLS.get(protocol, protocol)}, from the best label to the worst",
-        columns=("label", "in words", "AUROC", "sensitivity at 90 % specificity", "n"),
+        columns=("label", "in words", "AUROC", "sensitivity at 90 % specificity", "with the finding", "n"),
         rows=rows,
     )
     note = paragraph(f"Undefined: {', '.join(map(label_name, undefined))}.", "note") if undefined else ""
     return (
         paragraph(
             "The words follow the lower end of the interval: 0.9 very good, 0.8 good, 0.7 moderate, 0.6 weak, "
-            "0.5 poor. They are this project's, not a clinical standard."
+            "0.5 poor. They are this project's, not a clinical standard. Where there is no interval, too few images "
+            "have the finding, or lack it, to say anything."
         )
         + figure(
             picture(chart, "svg+xml", f"AUROC by label. {said}"), "AUROC by label, 95 % intervals; dotted: chance."
@@ -136,38 +146,109 @@ def subgroups(subject: Subject) -> str:
 
 
 def few_labels(subject: Subject) -> str:
-    """k-shot and label efficiency as curves.
+    """k-shot and label efficiency: curves over the labels that have a value at every point, and a table of all.
 
     Raises:
         LeftOut: neither was evaluated.
     """
-    charts = []
+    charts, listed = [], []
     for protocol, x_name, percent in (
         ("fewshot", f"training {subject.unit} of each class", False),
         ("label_efficiency", "training patients with labels", True),
     ):
-        section = subject.main.results.get(protocol, {})
-        lines = {
-            _NAMES.get(feature, feature): [
-                (float(x), part[MACRO]["auroc"])
-                for x, part in points.items()
-                if part[MACRO]["auroc"]["value"] is not None
-            ]
-            for feature, points in section.items()
+        section = {
+            feature: points
+            for feature, points in subject.main.results.get(protocol, {}).items()
             if feature != "skipped"
         }
-        lines = {name: points for name, points in lines.items() if points}
+        if not section:
+            continue
+        lines, over = _alike(subject.main, protocol, section)
         if lines:
             said = "; ".join(
                 f"{name}: " + ", ".join(f"{x:g}: {numbers(entry)}" for x, entry in points)
                 for name, points in lines.items()
             )
-            caption = f"{PROTOCOLS[protocol]}: macro AUROC over {x_name}; mean over draws, 95 % intervals."
+            caption = f"{PROTOCOLS[protocol]}: macro AUROC over {x_name}; mean over draws, 95 % intervals.{over}"
             drawn = share_chart(lines, x_name, percent=percent)  # type: ignore[arg-type]
             charts.append(figure(picture(drawn, "svg+xml", f"{caption} {said}"), caption))
-    if not charts:
+        listed.append(_curve_table(protocol, x_name, section, percent=percent))
+    if not listed:
         raise LeftOut("`--protocols fewshot,label_efficiency` was not asked for")
-    return grid(charts, "charts")
+    return (grid(charts, "charts") if charts else "") + "".join(listed)
+
+
+def _alike(main: Evaluation, protocol: str, section: Mapping[str, Any]) -> tuple[dict[str, list], str]:
+    """Points (x, estimate) of each feature's curve, and over which labels they are, as a sentence; '' for all.
+
+    With few rows some labels have no value.  The means of others at another point would bend the curve by what they
+    are of, so it is drawn over the labels that have a value at every point where any has one.
+    """
+    labels, common = set(), None
+    for points in section.values():
+        for part in points.values():
+            labels |= set(part["per_label"])
+            defined = _defined(part)
+            common = common if not defined else defined if common is None else common & defined
+    if not common:
+        return {}, ""
+    means = _means(main) if len(common) < len(labels) else {}
+    lines = {
+        _NAMES.get(feature, feature): [
+            (
+                float(x),
+                _mean_of(part, common, {label: means.get((protocol, f"{feature}, {x}", label)) for label in common}),
+            )
+            for x, part in points.items()
+            if _defined(part)
+        ]
+        for feature, points in section.items()
+    }
+    if len(common) == len(labels):
+        return lines, ""
+    named = shorten(", ".join(label_name(label) for label in sorted(common)))
+    return lines, f" Over the {len(common)} of {len(labels)} labels that have a value at every point: {named}."
+
+
+def _mean_of(part: Mapping[str, Any], labels: set[str], means: Mapping[str, Distribution | None]) -> Mapping[str, Any]:
+    """The mean AUROC over some labels: without an interval where the evaluation kept no replicates."""
+    if labels == _defined(part):
+        return part[MACRO]["auroc"]
+    entries = [part["per_label"][label]["auroc"] for label in sorted(labels)]
+    mean, missing = macro_distribution(dict(sorted(means.items())), max(entry["n"] for entry in entries))
+    if mean is None or missing:
+        return {"value": float(np.mean([entry["value"] for entry in entries])), "low": None, "high": None}
+    return mean.estimate().to_json()
+
+
+def _means(main: Evaluation) -> Mapping[DrawnKey, Distribution]:
+    """The means over draws with their replicates; none where an earlier version kept none."""
+    try:
+        return read_draws(pq.read_table(main.folder / DRAWS_TABLE)).means
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _defined(part: Mapping[str, Any]) -> set[str]:
+    """The labels that have an AUROC."""
+    return {label for label, entry in part["per_label"].items() if entry["auroc"]["value"] is not None}
+
+
+def _curve_table(protocol: str, x_name: str, section: Mapping[str, Any], *, percent: bool) -> str:
+    """Every point's mean over all the labels that have a value there, whose number is in its note."""
+    points: Sequence[str] = list(dict.fromkeys(x for part in section.values() for x in part))
+    rows = [
+        [
+            escape(f"{100 * float(x):g} %" if percent else x),
+            *(estimate(part[x][MACRO]["auroc"] if x in part else None) for part in section.values()),
+        ]
+        for x in points
+    ]
+    return Table(
+        caption=f"{PROTOCOLS[protocol]}: macro AUROC over all labels that have a value at a point",
+        columns=(x_name, *(_NAMES.get(feature, feature) for feature in section)),
+        rows=rows,
+    ).render()
 
 
 def _main_part(subject: Subject) -> tuple[str, str, Mapping[str, Any]]:
@@ -187,9 +268,28 @@ def _probability_part(subject: Subject) -> tuple[str, str]:
     raise LeftOut("no protocol with probabilities was evaluated (linear)")
 
 
+def _bounded(auroc: Mapping[str, Any]) -> bool:
+    return auroc.get("low") is not None
+
+
 def _band(auroc: Mapping[str, Any]) -> str:
-    low = auroc["low"] if auroc.get("low") is not None else auroc["value"]
-    return next((word for edge, word in _BANDS if low >= edge), "not shown to be above chance")
+    if not _bounded(auroc):
+        return "too few images to say"
+    return next((word for edge, word in _BANDS if auroc["low"] >= edge), "not shown to be above chance")
+
+
+def _having(subject: Subject, part: tuple[str, str]) -> dict[str, str]:
+    """How many test rows have each finding, or each class of a label of several; empty without predictions."""
+    try:
+        scored = label_scores(subject.main, part)
+    except LeftOut:
+        return {}
+    told = {}
+    for scores in scored:
+        counts = np.bincount(scores.truth, minlength=max(len(scores.classes), 2)).tolist()
+        of_each = zip(scores.classes, counts, strict=True) if scores.classes else ()
+        told[scores.label] = "; ".join(f"{name}: {count:,}" for name, count in of_each) or f"{counts[1]:,}"
+    return told
 
 
 def _reliability(scores: LabelScores) -> str | None:

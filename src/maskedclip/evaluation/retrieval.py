@@ -6,6 +6,14 @@ high as the true answer ranks before it, so that a constant embedding retrieves 
 
 Over images, recall mostly tells how high the commonest texts rank: the order by frequency, which looks at no image, may
 beat every model.  So its recall stands beside, and a second figure counts each text alike.
+
+Several texts of one image: a row of a store is one image with one text, so they are joined to one text beforehand, and
+that is one candidate.  A manifest that gives an image in two rows is refused, with the joined text
+(`manifest_checks.check_repeated_images`), so that no image is asked for twice.
+
+The same picture in two files is two rows: each is a query of its own with its own text.  Where the texts differ the two
+cannot both be answered: at best one finds its text first and the other second, and from text to image the twin ties
+with the right answer and ranks before it.  `maskedclip audit` lists such pairs.
 """
 
 from collections.abc import Sequence
