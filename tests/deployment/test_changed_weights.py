@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from maskedclip.data.store import open_store
 from maskedclip.deployment.model import load
 from maskedclip.evaluation.feature_cache import CachedFeatures
+from maskedclip.models import saving
 from tests.changed_weights import change_weights
 
 
@@ -36,6 +38,25 @@ def test_load__preprocessing_that_was_edited_is_another_model(run: Path) -> None
     path = run / "model" / "preprocessing.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mean": [0.5, 0.5, 0.5]}))
     assert load(run, device="cpu").fingerprint != first
+
+
+def test_load__weights_that_are_exchanged_while_they_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, exchanged = saving.load_file, []
+
+    def slow(path: Path) -> dict:
+        tensors = read(path)
+        if not exchanged:
+            exchanged.append(True)
+            change_weights(run / "model")
+        return tensors
+
+    monkeypatch.setattr(saving, "load_file", slow)
+    caught = load(run, device="cpu")
+    monkeypatch.undo()
+    again = load(run, device="cpu")
+    assert caught.fingerprint == again.fingerprint
+    pairs = zip(caught.module.state_dict().values(), again.module.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_load__needs_no_stated_fingerprint(run: Path) -> None:

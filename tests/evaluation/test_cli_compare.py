@@ -193,6 +193,21 @@ def test_compare__what_is_kept_is_told_by_its_model_and_not_by_its_name(
     assert (out / "vit_tinX" / "results.json").is_file() != (out / "vit_tiny" / "results.json").is_file()
 
 
+def test_compare__one_with_prompts_of_its_own_is_not_taken_under_another_name(
+    folders: dict[str, Path], external: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = (folders["a"], "timm:vit_tiny=w.safetensors@112", "--data", tmp_path, "--out", out)
+    _run(*command)
+    (out / "vit_tiny").rename(out / "with-prompts")
+    path = out / "with-prompts" / "results.json"
+    results = json.loads(path.read_text())
+    results["about"]["settings"] = {"prompts": {"a": ["an a"]}, "finetune": None}
+    path.write_text(json.dumps(results))
+    _run(*command)
+    assert (out / "vit_tiny" / "results.json").is_file()
+
+
 def test_compare__a_kept_evaluation_of_other_labels_is_refused(
     folders: dict[str, Path], external: list[str], tmp_path: Path
 ) -> None:

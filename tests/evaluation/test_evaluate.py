@@ -3,16 +3,19 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
 from maskedclip.evaluation.development import DevelopmentStore
-from maskedclip.evaluation.evaluate import PREDICTION_SCHEMA, evaluate
+from maskedclip.evaluation.evaluate import PREDICTION_SCHEMA, claimed_folder, evaluate
+from maskedclip.whole_files import PARTIAL
 from tests.evaluation.stand_ins import ArrayModel, changed, make_case
 from tests.stores import make_store
 
@@ -187,6 +190,42 @@ def test_evaluate__a_refusal_leaves_no_folder_behind(tmp_path: Path) -> None:
             evaluate(BLIND, STORE, out, prompts={"glucoma": ["x"]})
     assert [place.name for place in tmp_path.iterdir()] == ["given"]
     assert not list((tmp_path / "given").iterdir())
+
+
+def test_claimed_folder__a_failed_call_takes_nothing_from_another_on_the_same_folder(tmp_path: Path) -> None:
+    """Two tasks of a cluster on one folder: what the one made goes with it, and the other can still write."""
+
+    class Meanwhile(ArrayModel):
+        """While its features are computed, another call claims the folder and fails."""
+
+        def features(self, store: Any, rows: NDArray[np.int64]) -> dict[str, NDArray]:
+            with pytest.raises(UserError, match="no label of the store"):
+                evaluate(BLIND, STORE, tmp_path / "out", prompts={"glucoma": ["x"]})
+            (tmp_path / "out").rmdir()  # as a tidy colleague would
+            return super().features(store, rows)
+
+    evaluate(Meanwhile(tables=MODEL.tables), STORE, tmp_path / "out", replicates=10, protocols=["knn"])
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_claimed_folder__one_that_another_call_tries_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / f"{PARTIAL}of-another").write_bytes(b"")
+    with claimed_folder(tmp_path):
+        pass
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="exists already"), claimed_folder(tmp_path):
+        pass
+
+
+def test_claimed_folder__a_full_disk_leaves_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, _: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(UserError, match="no space left"), claimed_folder(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluate__a_store_that_is_given_twice_is_refused(tmp_path: Path) -> None:

@@ -141,6 +141,49 @@ def test_seen_in_pretraining__where_all_pictures_look_alike_the_chance_is_told_i
     assert not is_warning(found)
 
 
+def test_seen_in_pretraining__the_chance_is_that_of_the_store_whose_images_look_most_alike(tmp_path: Path) -> None:
+    """Varied images in the larger store, such that look alike in the other, without patients' names; tests of these."""
+    draw = np.random.default_rng(0)
+
+    def alike(count: int) -> list[str]:
+        return [f"{value << 60:016x}" for value in draw.integers(16, size=count).tolist()]
+
+    varied = [f"{value:016x}" for value in draw.integers(1 << 62, size=600).tolist()]
+    pictures = [np.zeros((8, 8, 3), np.uint8)] * 600
+    stores = {}
+    for name, hashes, split in (("a", varied, "train"), ("b", alike(200), "train"), ("test", alike(40), "test")):
+        people = [f"{name}{row}" if name == "a" else "" for row in range(len(hashes))]
+        folder = write_store(tmp_path / name, pictures[: len(hashes)], patient=people, split=[split] * len(hashes))
+        shard = next(folder.glob("*.parquet"))
+        table = pq.read_table(shard)
+        place = table.column_names.index("perceptual_hash")
+        made = table.set_column(place, table.schema.field(place), [hashes])
+        made = made.set_column(
+            made.column_names.index("sha256"),
+            made.schema.field("sha256"),
+            [[f"{name}{row}" for row in range(len(made))]],
+        )
+        pq.write_table(made, shard)
+        stores[name] = folder
+    run = _write_run(tmp_path / "run", stores["a"], stores["b"])
+    store = open_store(stores["test"])
+    found = seen_in_pretraining(run, store, store.rows("test"))
+    near = found["near_duplicates"]
+    assert near["n"] > 30
+    assert near["chance_measured"]
+    assert near["by_chance"] > 0.9
+    assert not is_warning(found)
+
+
+@pytest.mark.parametrize(("alike", "warned"), [(8, False), (16, True)])
+def test_is_warning__a_small_test_set_has_some_by_chance(alike: int, warned: bool) -> None:
+    near = {"n": alike, "of": 60, "compared": 60, "by_chance": 0.049, "chance_measured": True}
+    assert is_warning({"sentence": "None was trained on.", "near_duplicates": near}) is warned
+    unmeasured = near | {"n": 29, "by_chance": 0.001, "chance_measured": False}
+    assert not is_warning({"sentence": "None was trained on.", "near_duplicates": unmeasured})
+    assert is_warning({"sentence": "None was trained on.", "near_duplicates": unmeasured | {"n": 31}})
+
+
 def test_headline__copies_are_a_warning_and_so_are_those_that_an_earlier_version_found(world: Path) -> None:
     def shown(found: dict) -> str:
         main = Evaluation(name="mine", folder=world, results={"about": {"seen_in_pretraining": found}})

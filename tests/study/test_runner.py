@@ -455,3 +455,19 @@ def test_step_rates__are_measured_with_a_seed_of_the_grid(tmp_path: Path, monkey
     study = read_study(tmp_path, STUDY.replace("seeds: [3, 0]", "seeds: [5, 7]") + "equal_time: clip\n")
     step_rates(study, tmp_path)
     assert set(seeds) == {5}
+
+
+def test_unmeasured__weights_that_are_spelled_otherwise_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = STUDY + "equal_time: clip\n"
+    for name in ("weights", "others"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rates, "_seconds", lambda *_: 2.0)
+    step_rates(read_study(tmp_path, timed, overrides={"model.image_weights": "weights.safetensors"}), tmp_path)
+    monkeypatch.chdir("/")
+    there = {"model.image_weights": str(tmp_path / "weights.safetensors")}
+    assert unmeasured(read_study(tmp_path, timed, overrides=there), tmp_path) == []
+    there = {"model.image_weights": str(tmp_path / "others.safetensors")}
+    assert len(unmeasured(read_study(tmp_path, timed, overrides=there), tmp_path)) == 2

@@ -221,10 +221,14 @@ def _kept(out: Path, taken: Collection[Path]) -> list[Path]:
 
 
 def _serves(folder: Path, wanted: _Wanted, fingerprint: str) -> bool:
+    """Whether an evaluation of another name is one that this call would make: of settings that are known and plain."""
     try:
         about = read_results(folder)["about"]
     except UserError:
         return False  # of no concern to this model
+    own = about.get("settings") or {}
+    if about.get("labels_fingerprint") is None or any(value is not None for value in own.values()):
+        return False
     return wanted.is_of(about, fingerprint) and wanted.fault(about) is None
 
 

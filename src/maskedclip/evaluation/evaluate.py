@@ -7,7 +7,7 @@ encoder and a test's stand-in are evaluated by the same lines.
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,15 +177,21 @@ def claimed_folder(out: Path) -> Iterator[None]:
 
     Raises UserError: it exists and is no empty folder, or can't be written.
     """
-    made = [place for place in (out, *out.parents) if not place.exists()]
+    made: list[Path] = []
     try:
         try:
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if out.exists() and (not out.is_dir() or any(not _is_trial(entry) for entry in out.iterdir())):
                 raise UserError(f"{out}: exists already; give another folder or remove it")
-            out.mkdir(parents=True, exist_ok=True)
+            for place in (*reversed(out.parents), out):
+                if not place.is_dir():
+                    with suppress(FileExistsError):  # another process was first
+                        place.mkdir()
+                        made.insert(0, place)
             trial = out / f"{PARTIAL}{uuid.uuid4().hex}"
-            trial.write_bytes(b"\0")  # what is full takes an empty file
-            trial.unlink()
+            try:
+                trial.write_bytes(b"\0")  # what is full takes an empty file
+            finally:
+                trial.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(out, error) from error
         yield
@@ -193,9 +199,13 @@ def claimed_folder(out: Path) -> Iterator[None]:
         for place in made:
             try:
                 place.rmdir()
-            except OSError:  # holds something, or was never made
+            except OSError:  # holds something
                 continue
         raise
+
+
+def _is_trial(entry: Path) -> bool:
+    return entry.name.startswith(PARTIAL)
 
 
 def check_patients(store: AnyStore) -> None:
@@ -376,6 +386,7 @@ def _write(
     table = pa.concat_tables(tables) if tables else PREDICTION_SCHEMA.empty_table()
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     try:
+        out.mkdir(parents=True, exist_ok=True)  # another call that had claimed it too may have removed it
         pq.write_table(rows_table(store), out / TEST_TABLE, compression="zstd")
         pq.write_table(table, out / "predictions.parquet", compression="zstd")
         if ranks is not None:

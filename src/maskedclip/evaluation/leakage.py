@@ -27,7 +27,8 @@ _BITS = {2: 1e-5, 0: 5e-7}
 _CHANCE = 0.05
 # Near-duplicates are told as leakage above this number and share, and twice what there are by chance.
 _FEW, _SHARE = 3, 0.05
-_MEASURABLE = 100  # training images with patients, from which on what there are by chance is measured on them
+_MEASURABLE = 100  # images of a store that was trained on, from which on what there are by chance is measured on them
+_UNMEASURED = 0.5  # else this share has to look alike: other kinds of picture look more alike than those measured above
 _ASKED = 2_000  # of which at most this many are compared with all others
 _LISTED = 5
 
@@ -80,7 +81,7 @@ def seen_in_pretraining(run: Path | None, store: Store, rows: NDArray[np.int64])
     for name, hits, compared in parts:
         first = [ids[k] for k in np.flatnonzero(hits)[:_LISTED]]
         found[name] = {"n": int(hits.sum()), "of": len(rows), "first": first, "compared": int(compared.sum())}
-    found["near_duplicates"] |= {"bits": near.bits, "by_chance": near.by_chance}
+    found["near_duplicates"] |= {"bits": near.bits, "by_chance": near.by_chance, "chance_measured": near.measured}
     found["sentence"] = " ".join(
         [
             _sentence(found, near.chance_said),
@@ -139,12 +140,14 @@ class _Near(NamedTuple):
     """hits: rows that look like one that was seen, (m,).  compared: rows that could be, (m,).
 
     bits: in which hashes may differ.  by_chance: the share of hits among images of other patients; None: none compared.
+    measured: whether on the training images themselves.
     """
 
     hits: NDArray[np.bool_]
     compared: NDArray[np.bool_]
     bits: int | None = None
     by_chance: float | None = None
+    measured: bool = False
     chance_said: str = ""
 
 
@@ -157,7 +160,7 @@ def _near(table: pa.Table, seen: pa.Table) -> _Near:
         return _Near(hits, np.zeros(len(table), bool))
     queries = _numbers([value or "0" for value in given])
     known = np.unique(_numbers(seen.column(column).drop_null().to_pylist()))
-    bits, by_chance, said = 0, 0.0, ""
+    bits, by_chance, measured, said = 0, 0.0, None, ""
     for bits, rate in _BITS.items():
         measured = _measured_chance(seen, bits, len(known))
         by_chance = 1 - (1 - rate) ** len(known) if measured is None else measured
@@ -167,7 +170,7 @@ def _near(table: pa.Table, seen: pa.Table) -> _Near:
             break
     for found, _ in HashIndex(known, bits).search(queries):
         hits[found] = True
-    return _Near(hits & hashed, hashed, bits, by_chance, said)
+    return _Near(hits & hashed, hashed, bits, by_chance, measured is not None, said)
 
 
 def _numbers(hashes: Sequence[str]) -> NDArray[np.uint64]:
@@ -177,21 +180,30 @@ def _numbers(hashes: Sequence[str]) -> NDArray[np.uint64]:
 def _measured_chance(seen: pa.Table, bits: int, count: int) -> float | None:
     """The share of training images that look like another patient's, as it would be among `count` images.
 
-    Some kinds of picture look more alike than others do.  In one store, the largest, since in two a patient may have
-    two names.  None: too few of its images name their patient.
+    Some kinds of picture look more alike than others do.  In each store by itself, since in two a patient may have two
+    names; the highest, since the test images may be of that kind.  An image that names no patient counts as one by
+    itself, so that the share is too high rather than too low.  None: no store has enough images.
     """
     stores, ids, hashes, patients = (
         np.asarray(seen.column(name).fill_null("").to_pylist(), str)
         for name in ("store", "id", "perceptual_hash", "patient")
     )
-    named = (patients != "") & (hashes != "")
-    largest, sizes = np.unique(stores[named], return_counts=True)
-    if not len(largest) or sizes.max() < _MEASURABLE:
-        return None
-    rows = np.flatnonzero(named & (stores == largest[sizes.argmax()]))
-    rows = rows[np.unique(ids[rows], return_index=True)[1]]  # once each, where several runs were trained on them
-    values = _numbers(hashes[rows].tolist())
-    people = np.unique(patients[rows], return_inverse=True)[1]
+    found = []
+    for name in np.unique(stores):
+        rows = np.flatnonzero((hashes != "") & (stores == name))
+        rows = rows[np.unique(ids[rows], return_index=True)[1]]  # once each, where several runs were trained on them
+        if len(rows) >= _MEASURABLE:
+            people = [
+                ("patient", who) if who else ("image", own) for who, own in zip(patients[rows], ids[rows], strict=True)
+            ]
+            found.append(_chance_in(_numbers(hashes[rows].tolist()), people, bits, count))
+    return max(found, default=None)
+
+
+def _chance_in(values: NDArray[np.uint64], who: Sequence[tuple[str, str]], bits: int, count: int) -> float:
+    """Of one store: hashes (s,), and whose each is."""
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(who))}
+    people = np.array([numbers[name] for name in who])
     index = HashIndex(values, bits)
     place = np.searchsorted(index.values, values)
     lowest, highest = np.full(len(index.values), len(values)), np.full(len(index.values), -1)
@@ -209,8 +221,9 @@ def _many(near: Mapping[str, Any]) -> bool:
     """Whether there are well more near-duplicates than by chance."""
     compared = near.get("compared", near["of"])
     chance = near.get("by_chance") or 0.0
-    limit = max(_SHARE, min(2 * chance, (1 + chance) / 2))
-    return near["n"] > max(_FEW, limit * compared)
+    limit = max(_SHARE, min(2 * chance, (1 + chance) / 2), 0.0 if near.get("chance_measured") else _UNMEASURED)
+    spread = 4 * (compared * chance * (1 - chance)) ** 0.5  # of how many there are by chance
+    return near["n"] > max(_FEW, limit * compared, chance * compared + spread)
 
 
 def _sentence(found: Mapping[str, Any], chance: str) -> str:
@@ -229,7 +242,7 @@ def _sentence(found: Mapping[str, Any], chance: str) -> str:
             "copies, figures on them are too good."
         )
     look = f"; {near:,} look{'s' * (near == 1)} like a training image ({chance})" if near else ""
-    if not by_file:
+    if of and not by_file:
         return (
             "Leakage could not be checked: the store has no hashes of its images and is none of those that were "
             f"trained on; curate it with `maskedclip curate`{look}."

@@ -203,6 +203,7 @@ def _alike(main: Evaluation, protocol: str, section: Mapping[str, Any]) -> tuple
             if _defined(part)
         ]
         for feature, points in section.items()
+        if any(map(_defined, points.values()))
     }
     if len(common) == len(labels):
         return lines, ""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +129,7 @@ def _words(name: str, column: NDArray, spec: LabelSpec | None) -> Task | str:
     if unknown:
         told = ", ".join(f"'{word}' ({count:,} row{'s' * (count > 1)})" for word, count in unknown.items())
         if rank_and_world()[0] == 0:
-            say(f"label.{name}: {told} taken as unknown; a task file can make a class of such a word")
+            _say_once(f"label.{name}: {told} taken as unknown; a task file can make a class of such a word")
         rows -= Counter(unknown)
     classes = tuple(sorted(rows))
     if len(classes) < 2:
@@ -138,6 +139,12 @@ def _words(name: str, column: NDArray, spec: LabelSpec | None) -> Task | str:
     index = {value: k for k, value in enumerate(classes)}
     truth = np.array([UNKNOWN if value is None else index.get(str(value), UNKNOWN) for value in column], dtype=np.int64)
     return Task(name=name, kind="nominal", classes=classes, truth=truth)
+
+
+@cache
+def _say_once(line: str) -> None:
+    """Labels are read for every model and monitor of a process, and told of once."""
+    say(line)
 
 
 def _unknown_words(rows: Mapping[str, int]) -> dict[str, int]:

@@ -104,6 +104,7 @@ def read_model(folder: Path) -> SavedModel:
     Raises:
         UserError: a part is missing, damaged or of a later format.
     """
+    stamp = _stamp(folder)
     config = _read_json(folder, "config.json")
     if config.get("format") != FORMAT:
         raise UserError(
@@ -133,7 +134,16 @@ def read_model(folder: Path) -> SavedModel:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UserError(f"{weights} is damaged ({str(error).splitlines()[0]}); copy it again") from None
-    return SavedModel(model.eval(), tokenizer, preprocessing, folder_fingerprint(folder))
+    fingerprint = folder_fingerprint(folder)
+    if _stamp(folder) != stamp:
+        return read_model(folder)  # a training put others there while these were read
+    return SavedModel(model.eval(), tokenizer, preprocessing, fingerprint)
+
+
+def _stamp(folder: Path) -> list[tuple[int, int, int]]:
+    """What changes when one of the files is exchanged."""
+    found = [path.stat() for name in (_WEIGHTS, "preprocessing.json") if (path := folder / name).is_file()]
+    return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
 
 
 def read_decoders(folder: Path) -> dict[str, Tensor]:

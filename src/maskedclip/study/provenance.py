@@ -24,6 +24,7 @@ def how_it_was_done(study: Study, out: Path, cells: Sequence[Cell]) -> dict[str,
     mark = out / "study.json"
     given = json.loads(mark.read_text()) if mark.is_file() else {}
     fields = given.pop("fields", {})
+    given.pop("working_directory", None)  # of the machine, no setting
     finished = [cell for cell in cells if read_result(out, cell) is not None]
     entries: dict[str, object] = {
         "command": command(study, out),
@@ -36,7 +37,7 @@ def how_it_was_done(study: Study, out: Path, cells: Sequence[Cell]) -> dict[str,
         "cells": f"{len(cells)}, of which {len(finished)} are finished",
         **_versions([_environment(out, cell) for cell in finished]),
         "page written by": f"maskedclip {maskedclip.__version__}",
-        **fields,
+        **{f"set {name}" if name in given else name: value for name, value in fields.items()},
         **{f"size {name}": _choice(choice) for name, choice in study.sizes.items()},
         **{f"method {name}": _choice(choice) for name, choice in study.methods.items()},
     }

@@ -17,7 +17,7 @@ from typing import Any
 
 from maskedclip.console import bar, say
 from maskedclip.recipe import Recipe
-from maskedclip.study.definition import Study
+from maskedclip.study.definition import PATHS, Study
 from maskedclip.study.ending import check_not_asked
 from maskedclip.study.locks import lock
 from maskedclip.training.pretrain import pretrain
@@ -66,7 +66,11 @@ def _measured(study: Study, out: Path) -> Rates:
                     shown.advance()
         entries = _entries(out)
         for pair, values in found.items():
-            entries[_name(*pair)] = {"seconds": min(values), "recipe": _recipe_hash(study, *pair)}
+            entries[_name(*pair)] = {
+                "seconds": min(values),
+                "recipe": _recipe_hash(study, *pair),
+                "resolved": _recipe_hash(study, *pair, resolved=True),
+            }
         write_whole(out / RATES, json.dumps(entries, indent=1) + "\n")
     return _known(out)
 
@@ -88,7 +92,9 @@ def unmeasured(study: Study, out: Path) -> list[tuple[str, str]]:
 def _changed(study: Study, entries: Mapping[str, Any], method: str, size: str) -> bool:
     """Whether a rate is of another recipe; one of an earlier version, which kept no hash, counts as of this one."""
     entry = entries[_name(method, size)]
-    return isinstance(entry, dict) and entry["recipe"] != _recipe_hash(study, method, size)
+    if not isinstance(entry, dict) or entry["recipe"] == _recipe_hash(study, method, size):
+        return False
+    return entry.get("resolved") != _recipe_hash(study, method, size, resolved=True)
 
 
 def _is_used(study: Study, out: Path, method: str, size: str) -> bool:
@@ -97,9 +103,16 @@ def _is_used(study: Study, out: Path, method: str, size: str) -> bool:
     return any((out / "cells").glob(f"{methods}-{size}-text*/cell.json"))
 
 
-def _recipe_hash(study: Study, method: str, size: str) -> str:
-    """Of the recipe without what belongs to a cell; what a cell's seed fills in is that of the first seed."""
+def _recipe_hash(study: Study, method: str, size: str, *, resolved: bool = False) -> str:
+    """Of the recipe without what belongs to a cell; what a cell's seed fills in is that of the first seed.
+
+    resolved: files as they lie, however they are spelled; a folder that was moved as a whole spells them as before.
+    """
     fields = _measured_recipe(study, method, size).to_dict()
+    for section, _, name in (field.partition(".") for field in PATHS if resolved):
+        value = fields[section].get(name)
+        if isinstance(value, str) and Path(value).exists():
+            fields[section][name] = str(Path(value).resolve())
     del fields["seed"], fields["data"]["text_fraction"], fields["training"]["steps"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
