@@ -61,7 +61,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from maskedclip.evaluation.evaluate import claimed_folder
+    from maskedclip.evaluation.claimed_folder import claimed_folder
     from maskedclip.training.rundir import RunDirectory
 
     is_run = (Path(args.run) / "recipe.yaml").is_file()

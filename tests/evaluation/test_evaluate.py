@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
+from maskedclip.evaluation.claimed_folder import claimed_folder
 from maskedclip.evaluation.development import DevelopmentStore
-from maskedclip.evaluation.evaluate import PREDICTION_SCHEMA, claimed_folder, evaluate
+from maskedclip.evaluation.evaluate import PREDICTION_SCHEMA, evaluate
 from maskedclip.whole_files import PARTIAL
 from tests.evaluation.stand_ins import ArrayModel, changed, make_case
 from tests.stores import make_store

@@ -5,9 +5,7 @@ encoder and a test's stand-in are evaluated by the same lines.
 """
 
 import json
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from maskedclip.evaluation.case import (
     EvaluationStore,
     prediction_tables,
 )
+from maskedclip.evaluation.claimed_folder import claimed_folder, unwritable
 from maskedclip.evaluation.dense import DenseResult, dense_probe
 from maskedclip.evaluation.dense_sheet import dense_sheet
 from maskedclip.evaluation.dense_table import DENSE_TABLE
@@ -45,7 +44,7 @@ from maskedclip.evaluation.statistics import Distribution, check_seed, cluster_c
 from maskedclip.evaluation.subgroups import subgroup_columns, subgroup_scores
 from maskedclip.evaluation.tasks import Task, read_tasks, task_prompts
 from maskedclip.models.resizing import check_size
-from maskedclip.whole_files import PARTIAL, write_whole
+from maskedclip.whole_files import write_whole
 
 __all__ = ["DEFAULT", "FROZEN", "PREDICTION_SCHEMA", "PROTOCOLS", "EvaluationModel", "EvaluationStore", "evaluate"]
 
@@ -169,43 +168,6 @@ def evaluate(
         draws = draws_table(kept) if drawn else None
         _write(out, store, results, tables, ranks, draws, None if isinstance(dense, dict) else dense)
         return results
-
-
-@contextmanager
-def claimed_folder(out: Path) -> Iterator[None]:
-    """Make `out` and try a file in it, before anything is computed; if the block fails, what was made goes if empty.
-
-    Raises UserError: it exists and is no empty folder, or can't be written.
-    """
-    made: list[Path] = []
-    try:
-        try:
-            if out.exists() and (not out.is_dir() or any(not _is_trial(entry) for entry in out.iterdir())):
-                raise UserError(f"{out}: exists already; give another folder or remove it")
-            for place in (*reversed(out.parents), out):
-                if not place.is_dir():
-                    with suppress(FileExistsError):  # another process was first
-                        place.mkdir()
-                        made.insert(0, place)
-            trial = out / f"{PARTIAL}{uuid.uuid4().hex}"
-            try:
-                trial.write_bytes(b"\0")  # what is full takes an empty file
-            finally:
-                trial.unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(out, error) from error
-        yield
-    except BaseException:
-        for place in made:
-            try:
-                place.rmdir()
-            except OSError:  # holds something
-                continue
-        raise
-
-
-def _is_trial(entry: Path) -> bool:
-    return entry.name.startswith(PARTIAL)
 
 
 def check_patients(store: AnyStore) -> None:
@@ -399,8 +361,4 @@ def _write(
                 (out / "dense.png").write_bytes(dense_sheet(dense.shown))
         write_whole(out / "results.json", text)
     except OSError as error:
-        raise _unwritable(out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> UserError:
-    return UserError(f"{out}: the results can't be written ({error}); free space or give another folder")
+        raise unwritable(out, error) from error
