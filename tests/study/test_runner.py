@@ -21,7 +21,7 @@ from maskedclip.study import cells, rates, runner
 from maskedclip.study.cells import Ended, cell_folder, claimed, read_failure, write_failure
 from maskedclip.study.definition import Cell, Study
 from maskedclip.study.ending import ends_with_status
-from maskedclip.study.rates import step_rates, unmeasured
+from maskedclip.study.rates import step_rates
 from maskedclip.study.runner import check_cells, claim, run_one, run_study, study_cells, what_failed
 from maskedclip.training.trainer import Finished
 from tests.cli_case import status
@@ -414,60 +414,3 @@ def test_run_one__a_failure_is_written_down_and_fails_the_task(tmp_path: Path, m
     said = read_failure(out, study_cells(study, out)[1])
     assert said is not None
     assert said.startswith("RuntimeError: no memory")
-
-
-# --- rates -----------------------------------------------------------------------------------------------------------
-
-
-def test_unmeasured__a_method_that_means_something_else_is_measured_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timed = STUDY + "equal_time: maskedclip\n"
-    changed = timed.replace("clip: clip,", "clip: {config: clip, set: {data.batch_paired: 99}},")
-    monkeypatch.setattr(rates, "_seconds", lambda *_: 2.0)
-    study = read_study(tmp_path, timed)
-    assert step_rates(study, tmp_path) == {"clip default": 2.0, "maskedclip default": 2.0}
-    assert unmeasured(read_study(tmp_path, timed.replace("steps: 4", "steps: 9")), tmp_path) == []
-    assert unmeasured(read_study(tmp_path, changed), tmp_path) == [("clip", "default")]
-    everything = read_study(tmp_path, timed, overrides={"training.lr": 0.1})
-    assert set(unmeasured(everything, tmp_path)) == {("maskedclip", "default"), ("clip", "default")}
-
-    folder = tmp_path / "cells" / "clip-default-text0.5-seed0-steps4"
-    folder.mkdir(parents=True)
-    (folder / "cell.json").write_text("{}")
-    assert unmeasured(read_study(tmp_path, changed), tmp_path) == []  # a finished cell's steps follow from it
-    assert unmeasured(everything, tmp_path) == []  # and from the rate of the method that gives the time
-    (folder / "cell.json").unlink()
-    (tmp_path / "rates.json").write_text(json.dumps({"clip default": 1.0, "maskedclip default": 3.0}))
-    assert unmeasured(read_study(tmp_path, changed), tmp_path) == []  # an earlier version kept no hash
-    assert step_rates(study, tmp_path) == {"clip default": 1.0, "maskedclip default": 3.0}
-
-
-def test_step_rates__are_measured_with_a_seed_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds = []
-
-    def pretrained(recipe: Any, *_: Any, **__: Any) -> Finished:
-        seeds.append(recipe.seed)
-        return Finished(tmp_path, 8, True, "")
-
-    monkeypatch.setattr(rates, "pretrain", pretrained)
-    monkeypatch.setattr(rates, "_median", lambda _: 1.0)
-    study = read_study(tmp_path, STUDY.replace("seeds: [3, 0]", "seeds: [5, 7]") + "equal_time: clip\n")
-    step_rates(study, tmp_path)
-    assert set(seeds) == {5}
-
-
-def test_unmeasured__weights_that_are_spelled_otherwise_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timed = STUDY + "equal_time: clip\n"
-    for name in ("weights", "others"):
-        (tmp_path / f"{name}.safetensors").write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rates, "_seconds", lambda *_: 2.0)
-    step_rates(read_study(tmp_path, timed, overrides={"model.image_weights": "weights.safetensors"}), tmp_path)
-    monkeypatch.chdir("/")
-    there = {"model.image_weights": str(tmp_path / "weights.safetensors")}
-    assert unmeasured(read_study(tmp_path, timed, overrides=there), tmp_path) == []
-    there = {"model.image_weights": str(tmp_path / "others.safetensors")}
-    assert len(unmeasured(read_study(tmp_path, timed, overrides=there), tmp_path)) == 2
