@@ -1,11 +1,13 @@
 """Fields of a recipe that mean nothing are refused in one line that names the mend."""
 
+from pathlib import Path
+
 import pytest
 
 from maskedclip.errors import UserError
 from maskedclip.models.maskedclip import build_model
 from maskedclip.objectives.pretraining import PretrainingObjective, build_objective
-from maskedclip.recipe import load_recipe, recipe_from_dict
+from maskedclip.recipe import SHIPPED, load_recipe, recipe_from_dict, recipe_path
 from tests.stores import SENTENCES, TINY
 
 
@@ -48,6 +50,16 @@ def test_recipe__float16_is_no_precision_on_the_command_line() -> None:
     with pytest.raises(UserError, match=r"training\.precision.*bf16-mixed.*32-true") as caught:
         load_recipe(["tiny"], ["--training.precision", "16-mixed"])
     assert "\n" not in str(caught.value)
+
+
+def test_recipe_path__a_file_of_the_name_does_not_replace_a_shipped_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip", "own"):
+        (tmp_path / name).write_text("data: {size: 64}\n")
+    assert recipe_path("clip").parent == SHIPPED
+    assert [recipe_path(name).parent for name in ("./clip", "own")] == [Path()] * 2
 
 
 def test_recipe__a_best_figure_needs_validations() -> None:

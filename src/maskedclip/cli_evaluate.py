@@ -185,11 +185,13 @@ def _store(args: argparse.Namespace) -> "tuple[Store, TaskFile | None]":
 def _claim_task(place: Path, task: "TaskFile", root: Path) -> None:
     """Make PLACE the store of this task's set, or refuse it: what an earlier call curated there may be another one."""
     mark = place / "task.json"
-    made_from = {"task": task.name, "sha256": task_digest(task), "root": str(root.resolve())}
+    made_from = {"task": task.name, "set_sha256": _set_digest(task), "root": str(root.resolve())}
     if mark.is_file() or place.exists():
         try:
             before = json.loads(mark.read_text())
-        except (OSError, ValueError):
+            if "set_sha256" not in before:  # an earlier version kept the hash of the whole file
+                made_from = {"task": task.name, "sha256": task_digest(task), "root": made_from["root"]}
+        except (OSError, ValueError, TypeError):
             before = None
         if before != made_from:
             raise UserError(
@@ -199,6 +201,13 @@ def _claim_task(place: Path, task: "TaskFile", root: Path) -> None:
         return
     place.mkdir(parents=True)
     write_whole(mark, json.dumps(made_from, indent=1) + "\n")
+
+
+def _set_digest(task: "TaskFile") -> str:
+    """SHA-256 of what a task's file says of the set: all but its words about it and the protocols."""
+    values = yaml.safe_load(task.path.read_text())
+    said = {name: value for name, value in values.items() if name not in ("about", "citation", "protocols")}
+    return hashlib.sha256(yaml.safe_dump(said, sort_keys=False).encode()).hexdigest()
 
 
 def task_digest(task: "TaskFile") -> str:

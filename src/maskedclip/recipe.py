@@ -111,12 +111,12 @@ def shipped_recipes() -> list[str]:
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe, given its path or the name of a shipped one.
+    """The file of a recipe, given its path or the name of a shipped one, which a file of that name does not replace.
 
     Raises:
         UserError: no such file, no such name.
     """
-    if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
+    if Path(name).suffix in {".yaml", ".yml"} or (name not in shipped_recipes() and Path(name).is_file()):
         require(Path(name).is_file(), f"--config {name}: no such file; shipped recipes: {', '.join(shipped_recipes())}")
         return Path(name)
     path = SHIPPED / f"{name}.yaml"

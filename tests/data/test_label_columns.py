@@ -42,6 +42,20 @@ def test_columns__are_0_1_or_unknown() -> None:
     assert found.dtype == np.float32
 
 
+def test_words_for_unknown__are_no_class_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    side = np.asarray(["left", "NA", "right", "unknown", None, "NA"], object)
+    store: Any = SimpleNamespace(labels={"side": side})
+    recipe = resolve_labels(load_recipe(["mae", "tiny"], [*TINY, "--data.labels", "[side]"]), store)
+    assert recipe.data.labels == ("side=left", "side=right")
+    assert "data.labels: side: 'NA' (2 rows), 'unknown' (1 row) taken as unknown" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    nan = np.nan
+    np.testing.assert_array_equal(label_columns(store, ["side=left"])[:, 0], [1, nan, 0, nan, nan, nan])
+    with pytest.raises(UserError, match="side=NA: no row has this class; it has left, right"):
+        label_columns(store, ["side=NA"])
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [

@@ -142,7 +142,10 @@ def test_evaluate__a_task_on_its_folders(place: Path, tmp_path: Path, capsys: py
     shutil.rmtree(tmp_path / "out")
     run(command(place, tmp_path / "out", *given))
     shutil.rmtree(tmp_path / "out")
-    (tmp_path / "own.yaml").write_text(TASK.replace("nominal", "nominal "))
+    (tmp_path / "own.yaml").write_text(TASK.replace("about: ", "about: Further words, which change no image. "))
+    run(command(place, tmp_path / "out", *given))
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "own.yaml").write_text(TASK.replace("crop: none", "crop: fundus"))
     with pytest.raises(UserError, match=r"out\.store: was made from another task file or --root; remove it"):
         run(command(place, tmp_path / "out", *given))
 

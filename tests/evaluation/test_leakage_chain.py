@@ -89,6 +89,17 @@ def test_seen__weights_of_another_project_are_told_wherever_they_came_in(world: 
     assert world.found(fetched)["not_known"] == ["the weights it began from (pretrained)"]
 
 
+def test_seen__a_project_with_a_recipe_of_its_own_is_no_run(world: World) -> None:
+    project = world.folder / "project"
+    weights = project / "pretrained" / "stranger.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"")
+    (project / "recipe.yaml").write_text("model: {image_weights: other.safetensors}\n")
+    assert world.found(world.write("a", weights=weights))["not_known"] == [
+        "the weights it began from (stranger.safetensors)"
+    ]
+
+
 def test_seen__what_is_gone_or_cannot_be_read_is_told(world: World) -> None:
     first = world.write("a", first=True)
     assert world.found(first)["sentence"].endswith("What its first stage had seen is not known.")

@@ -155,6 +155,11 @@ def test_read_yaml__keeps_texts_in_set_and_slurm_and_yaml_elsewhere() -> None:
     assert given["set"] == kept | {"c": 7, "g": 0.5}
     assert given["slurm"] == kept | {"c": "7", "g": "0.5"}
     assert (given["methods"]["m"]["set"], given["equal_time"], given["steps"]) == ({"a": "no"}, False, 90)
+    assert read_yaml("set: {data: {a: off, b: [off]}}")["set"] == {"data": {"a": "off", "b": [False]}}
+    assert read_yaml("set: {objective.masking_options: {a: off}}")["set"] == {"objective.masking_options": {"a": False}}
+    assert read_yaml("sizes: {s: {set: {data: {a: 1:30, b: 7}}}}")["sizes"]["s"]["set"] == {
+        "data": {"a": "1:30", "b": 7}
+    }
     assert read_yaml("") is None
 
 

@@ -1,20 +1,25 @@
 """Labels of a store as numbers for a loss: one column a finding, one column for each class of several.
 
 `NAME` is a finding (0 or 1), `NAME=CLASS` one class of a label that has several; columns of one label stand together.
-n rows, C columns.
+`UNKNOWN_WORDS` are no classes: their rows are unknown, which is told.  n rows, C columns.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskedclip.console import say
 from maskedclip.data.store import Store
 from maskedclip.errors import UserError
+from maskedclip.ranks import rank_and_world
 from maskedclip.recipe import Recipe
 
 ALL = "all"
+UNKNOWN_WORDS = ("", "na", "n/a", "nan", "null", "unknown")
+"""What people write, in any case, where nothing is known: no class of a label, and no group of rows."""
 _MOST_CLASSES = 64
 
 
@@ -25,6 +30,8 @@ def resolve_labels(recipe: Recipe, store: Store) -> Recipe:
         UserError: the store has no such label, or it is no finding and no class.
     """
     columns = column_names(store, recipe.data.labels)
+    for label in dict.fromkeys(name.partition("=")[0] for name in columns if "=" in name):
+        _tell_unknown(label, store.labels[label])
     return recipe if columns == tuple(recipe.data.labels) else recipe.replace(data={"labels": columns})
 
 
@@ -107,8 +114,19 @@ def _is_binary(values: NDArray) -> bool:
 
 def _words(values: NDArray) -> list[str | None]:
     if values.dtype == object:
-        return [None if value is None else str(value) for value in values]
+        return [None if value is None or _is_unknown(str(value)) else str(value) for value in values]
     return [None if np.isnan(value) else f"{value:g}" for value in values]
+
+
+def _is_unknown(word: str) -> bool:
+    return word.strip().lower() in UNKNOWN_WORDS
+
+
+def _tell_unknown(label: str, values: NDArray) -> None:
+    rows = Counter(str(value) for value in values if isinstance(value, str) and _is_unknown(value))
+    told = ", ".join(f"'{word}' ({count:,} row{'s' * (count > 1)})" for word, count in sorted(rows.items()))
+    if told and rank_and_world()[0] == 0:
+        say(f"data.labels: {label}: {told} taken as unknown")
 
 
 def _classes(name: str, values: NDArray) -> list[str]:

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from maskedclip.data.label_columns import UNKNOWN_WORDS
 from maskedclip.errors import UserError
 from maskedclip.evaluation.scoring import auroc_distribution, macro_distribution, macro_estimate
 from maskedclip.evaluation.statistics import Distribution, Estimate, cluster_codes, difference, undefined
-from maskedclip.evaluation.tasks import UNKNOWN_WORDS, Prediction, Task
+from maskedclip.evaluation.tasks import Prediction, Task
 
 UNKNOWN_GROUP = "unknown"
 MOST_GROUPS = 50

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from maskedclip.console import say
+from maskedclip.data.label_columns import UNKNOWN_WORDS
 from maskedclip.evaluation.task_spec import SPLITS, LabelSpec, TaskFile
-from maskedclip.evaluation.tasks import UNKNOWN_WORDS
 from maskedclip.randomness import order
 
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?")

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from maskedclip.console import say
+from maskedclip.data.label_columns import UNKNOWN_WORDS
 from maskedclip.data.manifest_files import IMAGE_SUFFIXES
 from maskedclip.evaluation.task_rows import Row
 from maskedclip.evaluation.task_spec import PLACEHOLDER, Cell, Layout, PairSpec, TableSpec
-from maskedclip.evaluation.tasks import UNKNOWN_WORDS
 
 _SEPARATORS = (",", ";", "\t")
 

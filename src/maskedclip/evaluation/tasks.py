@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskedclip.console import say
+from maskedclip.data.label_columns import UNKNOWN_WORDS
 from maskedclip.data.prompts import Overrides, is_normal, prompts_for_meaning
 from maskedclip.evaluation.task_spec import LabelSpec
 from maskedclip.ranks import rank_and_world
 
 UNKNOWN = -1
-UNKNOWN_WORDS = ("", "na", "n/a", "nan", "null", "unknown")
-"""What people write, in any case, where nothing is known: no class of a label, and no group of rows."""
 _NONE = "none"
 # More classes than this, half of them with fewer than three rows, are free text or a measured quantity.
 _MANY_CLASSES = 20

@@ -11,7 +11,10 @@ from maskedclip.errors import UserError
 
 _Value = TypeVar("_Value", str, int, float)
 _SLURM = ("slurm", "*")
-_LITERAL = (("set", "*"), ("methods", "*", "set", "*"), ("sizes", "*", "set", "*"), _SLURM)
+_SECTION = "section"
+_SETS = (("set",), ("methods", "*", "set"), ("sizes", "*", "set"))
+_LITERAL = (*((*keys, *field) for keys in _SETS for field in (("*",), (_SECTION, "*"))), _SLURM)
+"""Where texts are kept: `section.field: value`, `section: {field: value}`, and SLURM's options."""
 
 
 def read_yaml(text: str) -> Any:
@@ -44,12 +47,12 @@ def _reads_as_meant(node: yaml.ScalarNode, *, numbers: bool) -> bool:
 
 
 def _nodes(node: yaml.Node | None, *keys: str) -> Iterator[yaml.Node]:
-    """What stands at a path of keys, of which "*" is any."""
+    """What stands at a path of keys, of which "*" is any, and _SECTION any without a dot."""
     if not keys and node is not None:
         yield node
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            if keys[0] in ("*", key.value):
+            if keys[0] in ("*", key.value) or (keys[0] == _SECTION and "." not in str(key.value)):
                 yield from _nodes(value, *keys[1:])
 
 

@@ -12,7 +12,7 @@ from maskedclip.data.sampler import Pools
 from maskedclip.data.store import Store
 
 SEEN = "seen.parquet"
-_RECIPE = "recipe.yaml"
+_RECIPE, _MODEL = "recipe.yaml", "model"
 SCHEMA = pa.schema(
     [
         ("store", pa.string()),  # fingerprint
@@ -120,9 +120,10 @@ def _run_of(weights: Path, begun: Path) -> Path | None:
     if len(weights.parts) < 2:  # `pretrained`, or a file that was given by its bare name
         return None
     for start in (Path.cwd(), *begun.resolve().parents):
-        path = start / weights
-        for place in (path.parent.parent, path.resolve().parent.parent):  # the file may be a link into a run
-            if (place / SEEN).is_file() or (place / _RECIPE).is_file():
+        for path in (start / weights, (start / weights).resolve()):  # the file may be a link into a run
+            place = path.parent.parent
+            # A project's own folder may hold a recipe too, but no weights in `model`.
+            if (place / SEEN).is_file() or (path.parent.name == _MODEL and (place / _RECIPE).is_file()):
                 return place
     return None
 
