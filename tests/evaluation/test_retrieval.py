@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from scipy.stats import t as student
 
 from maskedclip.data.curate import curate
@@ -139,7 +140,19 @@ def test_recall_per_text__equals_the_naive_mean(k: int) -> None:
     share = [np.mean([rank <= k for rank, text in zip(ranks, own, strict=True) if text == one]) for one in range(9)]
     assert found.value == pytest.approx(np.mean(share))
     naive = [np.mean(np.repeat(share, drawn)) for drawn in weights]
-    np.testing.assert_allclose(found.replicates, naive)
+    np.testing.assert_allclose(found.replicates - found.value, (naive - np.mean(share)) * np.sqrt(9 / 8))
+
+
+def test_recall_per_text__replicates_have_the_variance_of_a_mean_and_no_skewness_bends_its_interval() -> None:
+    own = np.repeat(np.arange(12), 3)
+    ranks = np.where(np.arange(36) % 9 < 2, 9, 1)  # four texts are found by one of three images, the others always
+    found = recall_per_text(ranks, own, 5, cluster_weights([None] * 12, replicates=20_000))
+    share = np.repeat([1 / 3, 1, 1], 4)
+    expected = share.std(ddof=1) / np.sqrt(12)
+    assert found.uncertain().error == pytest.approx(expected, rel=0.02)
+    reach = student.ppf(0.975, 11) * expected / (found.value * (1 - found.value))
+    assert found.estimate().low == pytest.approx(expit(logit(found.value) - reach), abs=0.01)
+    assert found.estimate().high == pytest.approx(expit(logit(found.value) + reach), abs=0.01)
 
 
 def test_retrieval__fewer_texts_than_k() -> None:

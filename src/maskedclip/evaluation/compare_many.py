@@ -267,7 +267,7 @@ def _add_recall(
             for k in RECALL_AT:
                 recall = weights @ (own <= k).astype(np.float64) / total
                 found[place]["retrieval", direction, f"recall_at_{k}"] = Distribution.from_rows(
-                    recall, len(own), bounds=SHARE, support=support
+                    recall, len(own), bounds=SHARE, support=support, skewed=direction == IMAGE_TO_TEXT
                 )
                 if direction == IMAGE_TO_TEXT and texts:
                     found[place]["retrieval", PER_TEXT, f"recall_at_{k}"] = recall_per_text(own, own_text, k, by_text)

@@ -80,7 +80,7 @@ def retrieval_figures(
     images, texts = len(of_images), len(of_texts)
     by_text = cluster_weights([None] * texts, replicates=weights.shape[0], seed=seed)
     counts = np.bincount(own, minlength=texts)
-    found = _figures(of_images, weights, np.ones(images), texts, drawn_together(weights))
+    found = _figures(of_images, weights, np.ones(images), texts, drawn_together(weights), skewed=True)
     fixed = np.sort(counts)[::-1].cumsum() / images
     for k in RECALL_AT:
         found[f"recall_at_{k}"]["fixed_order"] = float(fixed[min(k, texts) - 1])
@@ -91,7 +91,7 @@ def retrieval_figures(
             | {"chance": chance_recall(np.ones(texts), texts, k)}
             for k in RECALL_AT
         },
-        TEXT_TO_IMAGE: _figures(of_texts, by_text, counts, images, texts),
+        TEXT_TO_IMAGE: _figures(of_texts, by_text, counts, images, texts, skewed=False),
     }
 
 
@@ -100,10 +100,15 @@ def recall_per_text(ranks: NDArray[np.int64], own: NDArray[np.int64], k: int, we
 
     ranks, own (m,): of `image_to_text_ranks`, and the index of each image's text; weights (R, T): how often a replicate
     draws each text.
+
+    The replicates lie sqrt(T / (T - 1)) as far from the value as the mean of the drawn texts does: a bootstrap of T
+    values has (T - 1) / T of the variance (Rao and Wu, as in `draws`), and texts are often few.
     """
     share = np.bincount(own, ranks <= k) / np.bincount(own)  # (T,)
-    rows = with_point(weights)
-    return Distribution.from_rows(rows @ share / rows.sum(axis=1), len(share), bounds=SHARE, support=len(share))
+    rows, texts = with_point(weights), len(share)
+    means = rows @ share / rows.sum(axis=1)
+    means = means[0] + (means - means[0]) * np.sqrt(texts / max(texts - 1, 1))
+    return Distribution.from_rows(means, texts, bounds=SHARE, support=texts, skewed=False)
 
 
 def chance_recall(correct: NDArray, candidates: int, k: int) -> float:
@@ -120,12 +125,14 @@ def chance_median_rank(correct: NDArray, candidates: int) -> float:
     return float(low)
 
 
-def _figures(ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int, support: float) -> dict[str, dict]:
+def _figures(
+    ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int, support: float, *, skewed: bool
+) -> dict[str, dict]:
     rows = with_point(weights)
     figures = {}
     for k in RECALL_AT:
         recall = rows @ (ranks <= k).astype(np.float64) / rows.sum(axis=1)
-        estimate = Distribution.from_rows(recall, len(ranks), bounds=SHARE, support=support).estimate()
+        estimate = Distribution.from_rows(recall, len(ranks), bounds=SHARE, support=support, skewed=skewed).estimate()
         figures[f"recall_at_{k}"] = estimate.to_json() | {"chance": chance_recall(correct, candidates, k)}
     median = Distribution.from_rows(weighted_median(ranks, rows), len(ranks)).estimate()
     chance = chance_median_rank(correct, candidates)

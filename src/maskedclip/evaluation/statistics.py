@@ -51,7 +51,8 @@ class Distribution:
     bounds: the least and the greatest value that the metric can take, such as SHARE; None: the interval is that of the
     percentiles.  support: how many patients the value rests on, see `class_supports`; inf: as many as make no
     difference.  minuend and subtrahend: of a difference, what it is the difference of.  reason: why the value is
-    undefined, where that is not a missing class.  note: what a reader of a defined value must know.
+    undefined, where that is not a missing class.  note: what a reader of a defined value must know.  skewed: whether
+    the skewness of the replicates shapes the interval; of a mean of a few values it is more noise than help.
     """
 
     value: float
@@ -63,6 +64,7 @@ class Distribution:
     subtrahend: "Distribution | None" = None
     reason: str = ""
     note: str = ""
+    skewed: bool = True
 
     @classmethod
     def from_rows(
@@ -72,9 +74,10 @@ class Distribution:
         *,
         bounds: Bounds | None = None,
         support: float = np.inf,
+        skewed: bool = True,
     ) -> "Distribution":
         """From a metric's values (1 + R,) under `with_point` weights."""
-        return cls(value=float(values[0]), replicates=values[1:], n=n, bounds=bounds, support=support)
+        return cls(value=float(values[0]), replicates=values[1:], n=n, bounds=bounds, support=support, skewed=skewed)
 
     def estimate(self, note: str = "") -> Estimate:
         """Value and 95 % interval from the replicates that have a value: see `intervals`, or percentiles.
@@ -107,7 +110,7 @@ class Distribution:
         assert self.bounds is not None, "percentiles only"
         defined = self.replicates[~np.isnan(self.replicates)]
         deviation = float(np.std(defined, ddof=1))
-        skewness = _skewness(defined, deviation)
+        skewness = _skewness(defined, deviation) if self.skewed else None
         return Uncertain(value=self.value, error=deviation, bounds=self.bounds, support=self.support, skewness=skewness)
 
 
