@@ -54,6 +54,8 @@ def test_score_labels__undefined_labels_are_named_and_left_out() -> None:  # P11
     assert scored["per_label"]["unlearnt"]["auprc"]["note"].endswith("the training split has one class only)")
     assert scored["macro"]["auroc"]["note"] == "mean of 1 of 3 labels; undefined: none, unlearnt"
     assert scored["macro"]["auroc"]["value"] == scored["per_label"]["a"]["auroc"]["value"]
+    nothing = score_labels({"unlearnt": tasks["unlearnt"]}, {"unlearnt": answers["unlearnt"]}, WEIGHTS)
+    assert nothing["macro"]["auroc"]["note"] == f"undefined (n={M}, no label is defined)"
     only = score_labels({"none": tasks["none"]}, {"none": answers["none"]}, WEIGHTS)
     assert only["macro"]["auroc"] | {"note": ""} == {"value": None, "low": None, "high": None, "n": M, "note": ""}
 

@@ -123,7 +123,7 @@ def score_labels(
         scored[name] = label_metrics(tasks[name], prediction, weights)
         per_label[name] = {metric: part.estimate().to_json() for metric, part in scored[name].items()}
     rows = np.zeros(weights.shape[1], dtype=bool)
-    for name in scored:
+    for name in scored or predictions:
         rows |= tasks[name].known
     common = [metric for metric in PROBABILITIES if scored and all(metric in found for found in scored.values())]
     means = {
