@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from maskedclip import whole_files
 from maskedclip.cli import run
+from maskedclip.data.store import open_store
 from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe, load_recipe
 from maskedclip.training import rundir
@@ -74,6 +76,24 @@ def test_pretrain__no_checkpoint_but_a_model_is_no_fresh_start(store: Path, tmp_
         path.rename(tmp_path / path.name)
     with pytest.raises(UserError, match="began with another recipe"):
         pretrain(recipe("--training.lr", "0.1"), store, run.path, resume=True)
+
+
+def test_check_resumable__a_file_may_be_spelled_relative_to_another_folder(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, opened = RunDirectory(tmp_path / "runs" / "a"), open_store(store)
+    run.path.mkdir(parents=True)
+    for name in ("weights.safetensors", "other.safetensors"):
+        (tmp_path / name).touch()
+    began = recipe("--model.image_weights", "weights.safetensors")
+    run.recipe_file.write_text(yaml.safe_dump(began.to_dict()))
+    run.environment_file.write_text(json.dumps({"data": {"fingerprint": opened.fingerprint}}))
+    monkeypatch.chdir(tmp_path / "runs")
+    for spelled in ("weights.safetensors", "../weights.safetensors", str(tmp_path / "weights.safetensors")):
+        run.check_resumable(recipe("--model.image_weights", spelled), opened)
+    for spelled in ("../other.safetensors", "../missing.safetensors", "null"):
+        with pytest.raises(UserError, match=r"another recipe: model\.image_weights \(weights\.safetensors -> "):
+            run.check_resumable(recipe("--model.image_weights", spelled), opened)
 
 
 def test_run_directory__damaged_files_are_one_line(tmp_path: Path) -> None:

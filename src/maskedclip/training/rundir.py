@@ -21,6 +21,7 @@ from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe, recipe_from_dict
 from maskedclip.whole_files import PARTIAL, write_whole
 
+_FILES = (("model", "image_weights"), ("model", "text_encoder"))
 # Fields that say how fast or how often, not what is learnt: a resumed run may change them.
 _MAY_CHANGE = {
     "data": {"workers", "decoded_cache", "texts", "pairs"},  # of moved texts the fingerprint is compared
@@ -156,7 +157,9 @@ class RunDirectory:
         different = [] if before["seed"] == now["seed"] else [f"seed ({before['seed']} -> {now['seed']})"]
         for section in ("data", "model", "objective", "training"):
             for name, value in before[section].items():
-                if now[section][name] != value and name not in _MAY_CHANGE.get(section, ()):
+                if now[section][name] == value or name in _MAY_CHANGE.get(section, ()):
+                    continue
+                if (section, name) not in _FILES or not self._is_same_file(value, now[section][name]):
                     different.append(f"{section}.{name} ({value} -> {now[section][name]})")
         if different:
             raise UserError(
@@ -188,6 +191,16 @@ class RunDirectory:
             raise UserError(
                 f"data.texts: {what} since {self.path} began; give the texts of then, or choose another --out"
             )
+
+    def _is_same_file(self, before: str | None, now: str | None) -> bool:
+        """Whether a path of the run's beginning, relative to where it was started, and one of today lead to one file.
+
+        A run is often started in a folder around its own.
+        """
+        if before is None or now is None or not Path(now).exists():
+            return False
+        places = (start / before for start in (Path.cwd(), *self.path.resolve().parents))
+        return any(place.exists() and place.samefile(now) for place in places)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop what a killed run logged after its last checkpoint, so that each step has one line."""
