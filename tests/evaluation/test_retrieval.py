@@ -22,6 +22,7 @@ from maskedclip.evaluation.retrieval import (
     chance_recall,
     distinct,
     image_to_text_ranks,
+    recall,
     recall_per_text,
     retrieval_figures,
     text_to_image_ranks,
@@ -141,6 +142,22 @@ def test_recall_per_text__equals_the_naive_mean(k: int) -> None:
     assert found.value == pytest.approx(np.mean(share))
     naive = [np.mean(np.repeat(share, drawn)) for drawn in weights]
     np.testing.assert_allclose(found.replicates - found.value, (naive - np.mean(share)) * np.sqrt(9 / 8))
+
+
+@pytest.mark.parametrize("found", [0, 3, 12])
+def test_recall__of_texts_has_the_interval_of_a_share_of_single_draws(found: int) -> None:
+    ranks = np.where(np.arange(12) < found, 1, 9)
+    estimate = recall(ranks, 5, cluster_weights([None] * 12, replicates=20_000), module.TEXT_TO_IMAGE).estimate()
+    share = found / 12
+    assert estimate.value == pytest.approx(share)
+    if 0 < share < 1:
+        reach = 1.96 / np.sqrt(12 * share * (1 - share))
+        expected = [expit(logit(share) - reach), expit(logit(share) + reach)]
+    else:  # Wilson's
+        square = student.ppf(0.975, 11) ** 2
+        uncertain = square / (12 + square)
+        expected = [0, uncertain] if share == 0 else [1 - uncertain, 1]
+    assert [estimate.low, estimate.high] == pytest.approx(expected, abs=0.01)
 
 
 def test_recall_per_text__replicates_have_the_variance_of_a_mean_and_no_skewness_bends_its_interval() -> None:

@@ -29,6 +29,7 @@ from maskedclip.evaluation.retrieval import (
     PER_TEXT,
     RECALL_AT,
     distinct,
+    recall,
     recall_per_text,
 )
 from maskedclip.evaluation.scoring import macro_distribution
@@ -37,7 +38,6 @@ from maskedclip.evaluation.statistics import (
     check_seed,
     class_supports,
     cluster_weights,
-    drawn_together,
     with_point,
 )
 
@@ -251,8 +251,7 @@ def _add_recall(
     for direction in dict.fromkeys(name for part in evaluations for name in part.ranks):
         holders = [place for place, part in enumerate(evaluations) if direction in part.ranks]
         first = evaluations[holders[0]].ranks[direction]
-        weights = with_point(_weights(evaluations[0], first.ids.tolist(), first.patients, replicates, seed))
-        total, support = weights.sum(axis=1), drawn_together(weights)
+        weights = _weights(evaluations[0], first.ids.tolist(), first.patients, replicates, seed)
         texts, own_text = distinct(_texts([evaluations[place].ranks[direction] for place in holders], first.ids))
         by_text = cluster_weights([None] * len(texts), replicates=replicates, seed=seed)
         for place in holders:
@@ -265,9 +264,6 @@ def _add_recall(
                 )
             own = np.array([rank[query] for query in first.ids])
             for k in RECALL_AT:
-                recall = weights @ (own <= k).astype(np.float64) / total
-                found[place]["retrieval", direction, f"recall_at_{k}"] = Distribution.from_rows(
-                    recall, len(own), bounds=SHARE, support=support, skewed=direction == IMAGE_TO_TEXT
-                )
+                found[place]["retrieval", direction, f"recall_at_{k}"] = recall(own, k, weights, direction)
                 if direction == IMAGE_TO_TEXT and texts:
                     found[place]["retrieval", PER_TEXT, f"recall_at_{k}"] = recall_per_text(own, own_text, k, by_text)

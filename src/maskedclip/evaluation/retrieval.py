@@ -80,7 +80,7 @@ def retrieval_figures(
     images, texts = len(of_images), len(of_texts)
     by_text = cluster_weights([None] * texts, replicates=weights.shape[0], seed=seed)
     counts = np.bincount(own, minlength=texts)
-    found = _figures(of_images, weights, np.ones(images), texts, drawn_together(weights), skewed=True)
+    found = _figures(of_images, weights, np.ones(images), texts, IMAGE_TO_TEXT)
     fixed = np.sort(counts)[::-1].cumsum() / images
     for k in RECALL_AT:
         found[f"recall_at_{k}"]["fixed_order"] = float(fixed[min(k, texts) - 1])
@@ -91,8 +91,22 @@ def retrieval_figures(
             | {"chance": chance_recall(np.ones(texts), texts, k)}
             for k in RECALL_AT
         },
-        TEXT_TO_IMAGE: _figures(of_texts, by_text, counts, images, texts, skewed=False),
+        TEXT_TO_IMAGE: _figures(of_texts, by_text, counts, images, TEXT_TO_IMAGE),
     }
+
+
+def recall(ranks: NDArray[np.int64], k: int, weights: NDArray, direction: str) -> Distribution:
+    """Share of the queries (m,) whose rank is at most k; weights (R, m): how often a replicate draws each.
+
+    direction: IMAGE_TO_TEXT, of images whose patients are drawn; TEXT_TO_IMAGE, of texts that are drawn one by one.
+    """
+    rows = with_point(weights)
+    values = rows @ (ranks <= k).astype(np.float64) / rows.sum(axis=1)
+    if direction == IMAGE_TO_TEXT:
+        return Distribution.from_rows(values, len(ranks), bounds=SHARE, support=drawn_together(weights))
+    # The share of single draws tells its own error, so that no Student's t is due, but at a bound, which shows none.
+    support = np.inf if 0 < values[0] < 1 else len(ranks)
+    return Distribution.from_rows(values, len(ranks), bounds=SHARE, support=support, skewed=False)
 
 
 def recall_per_text(ranks: NDArray[np.int64], own: NDArray[np.int64], k: int, weights: NDArray) -> Distribution:
@@ -125,15 +139,12 @@ def chance_median_rank(correct: NDArray, candidates: int) -> float:
     return float(low)
 
 
-def _figures(
-    ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int, support: float, *, skewed: bool
-) -> dict[str, dict]:
-    rows = with_point(weights)
+def _figures(ranks: NDArray, weights: NDArray, correct: NDArray, candidates: int, direction: str) -> dict[str, dict]:
     figures = {}
     for k in RECALL_AT:
-        recall = rows @ (ranks <= k).astype(np.float64) / rows.sum(axis=1)
-        estimate = Distribution.from_rows(recall, len(ranks), bounds=SHARE, support=support, skewed=skewed).estimate()
+        estimate = recall(ranks, k, weights, direction).estimate()
         figures[f"recall_at_{k}"] = estimate.to_json() | {"chance": chance_recall(correct, candidates, k)}
+    rows = with_point(weights)
     median = Distribution.from_rows(weighted_median(ranks, rows), len(ranks)).estimate()
     chance = chance_median_rank(correct, candidates)
     return figures | {"median_rank": median.to_json() | {"chance": chance, "candidates": candidates}}
