@@ -148,7 +148,7 @@ class Job:
         )
 
     def wait_for(self, name: str) -> None:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 200  # a machine may be busy
         while not (self.folder / name).exists():
             assert time.monotonic() < until
             time.sleep(0.02)
