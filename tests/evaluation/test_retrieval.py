@@ -141,7 +141,7 @@ def test_recall_per_text__equals_the_naive_mean(k: int) -> None:
     share = [np.mean([rank <= k for rank, text in zip(ranks, own, strict=True) if text == one]) for one in range(9)]
     assert found.value == pytest.approx(np.mean(share))
     naive = [np.mean(np.repeat(share, drawn)) for drawn in weights]
-    np.testing.assert_allclose(found.replicates - found.value, (naive - np.mean(share)) * np.sqrt(9 / 8))
+    np.testing.assert_allclose(found.replicates - found.value, (np.array(naive) - np.mean(share)) * np.sqrt(9 / 8))
 
 
 @pytest.mark.parametrize("found", [0, 3, 12])
