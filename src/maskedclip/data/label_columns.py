@@ -6,7 +6,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,9 +124,13 @@ def _is_unknown(word: str) -> bool:
 
 def _tell_unknown(label: str, values: NDArray) -> None:
     rows = Counter(str(value) for value in values if isinstance(value, str) and _is_unknown(value))
-    told = ", ".join(f"'{word}' ({count:,} row{'s' * (count > 1)})" for word, count in sorted(rows.items()))
-    if told and rank_and_world()[0] == 0:
-        say(f"data.labels: {label}: {told} taken as unknown")
+    if rows and rank_and_world()[0] == 0:
+        say(f"data.labels: {label}: {words_with_rows(dict(sorted(rows.items())))} taken as unknown")
+
+
+def words_with_rows(rows: Mapping[str, int]) -> str:
+    """Words of a label column with the number of their rows, for a reader."""
+    return ", ".join(f"'{word}' ({count:,} row{'s' * (count > 1)})" for word, count in rows.items())
 
 
 def _classes(name: str, values: NDArray) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskedclip.console import say
-from maskedclip.data.label_columns import UNKNOWN_WORDS
+from maskedclip.data.label_columns import UNKNOWN_WORDS, words_with_rows
 from maskedclip.data.prompts import Overrides, is_normal, prompts_for_meaning
 from maskedclip.evaluation.task_spec import LabelSpec
 from maskedclip.ranks import rank_and_world
@@ -126,8 +126,8 @@ def _words(name: str, column: NDArray, spec: LabelSpec | None) -> Task | str:
     rows = Counter(str(value) for value in column if value is not None)
     unknown = {} if spec is not None else _unknown_words(rows)
     if unknown:
-        told = ", ".join(f"'{word}' ({count:,} row{'s' * (count > 1)})" for word, count in unknown.items())
         if rank_and_world()[0] == 0:
+            told = words_with_rows(unknown)
             _say_once(f"label.{name}: {told} taken as unknown; a task file can make a class of such a word")
         rows -= Counter(unknown)
     classes = tuple(sorted(rows))
