@@ -7,9 +7,10 @@ interrupted too.  A life that ends by itself is the last one.
 """
 
 import argparse
+import multiprocessing
+import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +18,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from maskedclip.cli import main as run_command
+
+# Lives are forked from a process that has imported all: dozens of starts of PyTorch would take most of the time.
+CONTEXT = multiprocessing.get_context("forkserver")
+SERVED = ["maskedclip.training.pretrain", "maskedclip.evaluation.report", "transformers.models.bert.modeling_bert"]
 TINY = [
     *("--data.size", "32", "--data.batch_paired", "6", "--data.batch_unpaired", "4", "--data.workers", "0"),
     *("--data.text_fraction", "0.5", "--data.context_length", "16"),
@@ -31,8 +37,17 @@ TINY = [
 
 def command(store: Path, out: Path, steps: int) -> list[str]:
     """The command of every life."""
-    first = [sys.executable, "-m", "maskedclip", "pretrain", "--config", "maskedclip", "--config", "tiny"]
+    first = ["pretrain", "--config", "maskedclip", "--config", "tiny"]
     return [*first, "--data", str(store), "--out", str(out), "--resume", "true", *TINY, "--training.steps", str(steps)]
+
+
+def live(arguments: list[str]) -> None:
+    """One life: the command, silently."""
+    silent = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(silent, descriptor)
+    sys.argv = ["maskedclip", *arguments]
+    run_command()
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -43,27 +58,33 @@ def checkpoints(run: Path) -> list[str]:
 def survive(store: Path, folder: Path, *, kills: int, steps: int, seed: int) -> tuple[int, int, bool]:
     """How many lives were killed, how many of them left a half-written checkpoint, and whether all bits agree."""
     chance = random.Random(seed)
+    CONTEXT.set_forkserver_preload(SERVED)
     whole, torn = folder / "whole", folder / "torn"
-    subprocess.run(command(store, whole, steps), check=True, capture_output=True)
+    undisturbed = CONTEXT.Process(target=live, args=(command(store, whole, steps),))
+    undisturbed.start()
+    undisturbed.join()
+    if undisturbed.exitcode:
+        raise SystemExit(f"the undisturbed run ended with status {undisturbed.exitcode}")
     killed = interrupted = 0
     while True:
         before = checkpoints(torn)
-        life = subprocess.Popen(command(store, torn, steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        life = CONTEXT.Process(target=live, args=(command(store, torn, steps),))
+        life.start()
         early = chance.random() < 0.15  # before the first step, or while the last life's mess is cleared
-        deadline = time.monotonic() + chance.uniform(0, 6)
-        while life.poll() is None and killed < kills:
+        deadline = time.monotonic() + chance.uniform(0, 1)
+        while life.is_alive() and killed < kills:
             if time.monotonic() > deadline if early else checkpoints(torn) != before:
                 break
             time.sleep(0.002)
-        if killed < kills and life.poll() is None:
+        if killed < kills and life.is_alive():
             time.sleep(0 if early else chance.uniform(0, 0.3))  # a few steps and checkpoints more or less
-            life.send_signal(signal.SIGKILL)
-        status = life.wait()
-        if status == -signal.SIGKILL:
+            life.kill()
+        life.join()
+        if life.exitcode == -signal.SIGKILL:
             killed += 1
             interrupted += bool(list((torn / "checkpoints").glob(".partial-*")))
-        elif status:
-            raise SystemExit(f"a life ended with status {status}")
+        elif life.exitcode:
+            raise SystemExit(f"a life ended with status {life.exitcode}")
         else:
             break
     states = [

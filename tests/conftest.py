@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +16,12 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Where a test will want processes, what they are forked from imports beside the first tests."""
+    if "tests.lives" in sys.modules:
+        sys.modules["tests.lives"].serve()
 
 
 @pytest.fixture(autouse=True)

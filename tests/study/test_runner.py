@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -253,10 +254,13 @@ def test_ends_with_status__two_signals_at_once_are_one_request() -> None:
 
     def ask() -> None:
         both = {signal.SIGTERM, signal.SIGUSR1}
-        signal.pthread_sigmask(signal.SIG_BLOCK, both)
-        for number in both:
-            os.kill(os.getpid(), number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
+        try:
+            # To this thread: another one would take what is sent to the process, while this one still blocks it.
+            for number in both:
+                signal.pthread_kill(threading.get_ident(), number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         time.sleep(1)
 
     with pytest.raises(SystemExit) as left, ends_with_status():

@@ -2,17 +2,15 @@
 
 import importlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.kill import survive
 from safetensors.torch import load_file
 
 from maskedclip.deployment.model import load
@@ -23,9 +21,8 @@ from maskedclip.training.checkpoint import Progress, list_checkpoints, read_chec
 from maskedclip.training.pretrain import pretrain
 from maskedclip.training.rundir import RunDirectory
 from maskedclip.training.stopping import REQUEUE
+from tests.lives import Life
 from tests.stores import TINY, make_store
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -45,34 +42,26 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_kill__short_form_of_the_script(folder: Path) -> None:
+def test_kill__short_form_of_the_script(folder: Path, tmp_path: Path) -> None:
     """`benchmarks/kill.py` with 50 kills is the long form."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "3", "--steps", "60"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--store", str(folder)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 kills" in done.stdout
-    assert "equal bit for bit" in done.stdout
+    killed, _, same = survive(folder, tmp_path, kills=3, steps=60, seed=0)
+    assert killed == 3
+    assert same
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_sigterm__saves_and_asks_to_be_requeued(folder: Path, tmp_path: Path, number: int) -> None:
     arguments = ["pretrain", "--config", "maskedclip", "--config", "tiny", "--data", folder, "--out", tmp_path / "run"]
     options = [*TINY, "--training.steps", "5000", "--training.checkpoint_every", "5000", "--resume", "true"]
-    command = [sys.executable, "-m", "maskedclip", *map(str, arguments), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    life = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    life = Life([*arguments, *options], tmp_path / "said")
     deadline = time.monotonic() + 90
     while not (tmp_path / "run" / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     life.send_signal(number)
-    out, error = life.communicate(timeout=90)
-    assert life.returncode == REQUEUE, error
-    assert f"{signal.Signals(number).name} asked for it" in out
-    assert "--resume true goes on" in out
-    assert "Traceback" not in error
+    assert life.wait(90) == REQUEUE, life.error
+    assert f"{signal.Signals(number).name} asked for it" in life.out
+    assert "--resume true goes on" in life.out
+    assert "Traceback" not in life.error
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
 
 

@@ -4,7 +4,6 @@ import statistics
 import time
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from maskedclip.data.decoded import decode_store
@@ -12,6 +11,7 @@ from maskedclip.data.loader import StepDataset, step_loader
 from maskedclip.data.sampler import make_pools
 from maskedclip.data.store import Store, open_store
 from maskedclip.data.transforms import decode
+from maskedclip.data.workers import worker_options
 from maskedclip.recipe import Recipe
 
 _WARM = 4
@@ -74,20 +74,8 @@ def measure_loader(store: Store, recipe: Recipe, *, workers: int, rounds: int = 
 
 
 def _plain(dataset: StepDataset, workers: int, steps: int) -> Any:
-    loader = DataLoader(
-        _DecodeOnly(dataset),
-        batch_size=None,
-        sampler=range(steps),
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=_single_thread,
-        multiprocessing_context="forkserver" if workers else None,
-    )
-    return iter(loader)
-
-
-def _single_thread(_worker: int) -> None:
-    torch.set_num_threads(1)
+    options = worker_options(workers)
+    return iter(DataLoader(_DecodeOnly(dataset), batch_size=None, sampler=range(steps), **options))
 
 
 def _rate(batches: Any, batch: int, steps: int) -> float:

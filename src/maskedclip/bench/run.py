@@ -48,7 +48,7 @@ def run_benchmarks(
     found: dict[str, Any] = {"machine": _machine(cores), "recipe": recipe.to_dict()}
     if "loader" in only:
         say("loader: whole batches against decoding alone")
-        found["loader"] = _with_store(recipe, data, workers=cores)
+        found["loader"] = _with_store(recipe, data, workers=cores, rounds=rounds)
     bench = make_workbench(recipe) if {"step", "embed"} & set(only) else None
     if "step" in only and bench is not None:
         say(f"step: {len(bench.batch.image)} images of {recipe.data.size} px on {bench.device}")
@@ -58,7 +58,7 @@ def run_benchmarks(
     if "contrastive" in only:
         device = "cuda" if torch.cuda.is_available() and recipe.training.accelerator != "cpu" else "cpu"
         say(f"contrastive loss: {batch:,} pairs, ours and the whole matrix in turn")
-        found["contrastive"] = measure_contrastive(batch, recipe.model.embed_dim, device=device)
+        found["contrastive"] = measure_contrastive(batch, recipe.model.embed_dim, device=device, rounds=rounds)
     return found
 
 
@@ -82,11 +82,11 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _with_store(recipe: Recipe, data: Sequence[Path], *, workers: int) -> dict[str, Any]:
+def _with_store(recipe: Recipe, data: Sequence[Path], *, workers: int, rounds: int) -> dict[str, Any]:
     if data:
         given = open_store(list(data))
         refuse_volumes(given, "bench")
-        return measure_loader(given, recipe, workers=workers)
+        return measure_loader(given, recipe, workers=workers, rounds=rounds)
     from maskedclip.data.curate import curate
     from maskedclip.data.phantom import write_phantoms
 
@@ -95,7 +95,7 @@ def _with_store(recipe: Recipe, data: Sequence[Path], *, workers: int) -> dict[s
         write_phantoms(Path(folder) / "phantoms", images=_PHANTOMS, seed=0)
         curate(Path(folder) / "phantoms" / "manifest.csv", Path(folder) / "store")
         store: Store = open_store(Path(folder) / "store")
-        return measure_loader(store, recipe, workers=workers)
+        return measure_loader(store, recipe, workers=workers, rounds=rounds)
 
 
 def _measure_embedding(bench: Workbench, rounds: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Steps -> batches of uint8 images and token ids.  An item is a whole step, so workers cannot change what it holds."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from maskedclip.data.sentences import choose_sentences
 from maskedclip.data.store import Store
 from maskedclip.data.text import normalise_text
 from maskedclip.data.tokens import distinct_tokens
+from maskedclip.data.workers import worker_options
 from maskedclip.errors import UserError
 from maskedclip.models.text import TextTokenizer
 from maskedclip.recipe import Recipe
@@ -209,18 +209,10 @@ def step_loader(dataset: StepDataset, start: int, stop: int) -> Iterator[HostBat
         dataset,
         batch_size=None,
         sampler=range(start, stop),
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_single_thread,
-        # Spawned workers share nothing by accident; forked ones can inherit locks held by the parent's threads.
-        multiprocessing_context="spawn" if workers and sys.platform != "linux" else ("forkserver" if workers else None),
+        **worker_options(workers),
     )
     try:
         yield from loader
     except UserError as error:  # a worker's error arrives with its traceback in the message
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("maskedclip.errors.UserError: ")) from None
-
-
-def _single_thread(_worker: int) -> None:
-    torch.set_num_threads(1)

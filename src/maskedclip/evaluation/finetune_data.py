@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from maskedclip import randomness
 from maskedclip.data import transforms
 from maskedclip.data.store import Store
+from maskedclip.data.workers import worker_options
 from maskedclip.errors import UserError
 from maskedclip.evaluation.finetune_settings import FineTuneSettings
 
@@ -100,14 +101,8 @@ def _earlier(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def training_batches(steps: TrainingSteps) -> Iterator[TrainingBatch]:
     """All steps in order, prefetched by the settings' workers."""
-    workers = steps.settings.workers
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(len(steps)),
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-    )
+    options = worker_options(steps.settings.workers)
+    loader = DataLoader(steps, batch_size=None, sampler=range(len(steps)), **options)
     try:
         yield from loader
     except UserError as error:  # a worker's error arrives with its traceback in the message
