@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,15 @@ def recipe_path(name: str) -> Path:
     return path
 
 
-def recipe_parser(prog: str = "maskedclip pretrain") -> Any:
-    """A jsonargparse parser whose options are the recipe's fields."""
+@cache
+def recipe_parser() -> Any:
+    """The jsonargparse parser whose options are the recipe's fields; a study reads hundreds of recipes with it."""
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False, allow_abbrev=False)
+    parser = jsonargparse.ArgumentParser(
+        prog="maskedclip pretrain", exit_on_error=False, add_help=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="recipe file or shipped name; several may be stacked")
     parser.add_class_arguments(Recipe, as_group=True)
     return parser

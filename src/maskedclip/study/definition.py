@@ -134,6 +134,17 @@ class Study:
         Raises:
             UserError: an unknown field, a value of the wrong type, or a contradiction.
         """
+        key = (method, size, text_fraction, seed, steps)
+        if key not in self._read:
+            self._read[key] = self._recipe(*key)
+        return self._read[key]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, str, float, int, int], Recipe]:
+        """Recipes by cell and steps: a report asks for each dozens of times."""
+        return {}
+
+    def _recipe(self, method: str, size: str, text_fraction: float, seed: int, steps: int) -> Recipe:
         chosen = (self.methods[method], self.sizes[size])
         configs = [name for part in chosen for name in part.config]
         fields = {**self.fields, **chosen[1].fields, **chosen[0].fields, **self.overrides}
