@@ -80,7 +80,7 @@ def test_compare_results__undefined_labels_stay_undefined(tmp_path: Path) -> Non
         _evaluate(model, tmp_path / name, store)
     differences = compare_results(tmp_path / "a", tmp_path / "b", replicates=20)
     assert np.isnan(differences["linear", "encoder", "rare"].value)
-    assert differences["linear", "encoder", "macro"].note == "mean of 1 labels"
+    assert differences["linear", "encoder", "macro"].note == "mean of 1 of 2 labels; undefined: rare"
     json = comparison_to_json(differences)
     assert json["linear"]["encoder"]["per_label"]["rare"]["auroc"]["value"] is None
     assert set(json["linear"]["encoder"]["macro"]["auroc"]) == {"value", "low", "high", "n", "note"}

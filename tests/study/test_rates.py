@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from maskedclip.errors import UserError
 from maskedclip.study import rates
 from maskedclip.study.rates import step_rates, unmeasured
 from maskedclip.training.trainer import Finished
@@ -73,3 +74,27 @@ def test_unmeasured__weights_that_are_spelled_otherwise_are_the_same(
     assert unmeasured(read_study(tmp_path, timed, overrides=there), tmp_path) == []
     there = {"model.image_weights": str(tmp_path / "others.safetensors")}
     assert len(unmeasured(read_study(tmp_path, timed, overrides=there), tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{broken", "is no JSON"),
+        ("[1]", "is no object of seconds"),
+        ('{"clip default": {"seconds": 1}}', "clip default: give the seconds of a step"),
+        ('{"clip default": 0}', "clip default: give the seconds of a step, above 0"),
+        ('{"clip default": "x"}', "clip default: give the seconds of a step"),
+        ('{"clip default": NaN}', "clip default: give the seconds of a step"),
+    ],
+)
+def test_rates__that_a_user_wrote_wrongly_are_one_line(tmp_path: Path, content: str, said: str) -> None:
+    study = read_study(tmp_path, STUDY + "equal_time: maskedclip\n")
+    (tmp_path / "rates.json").write_text(content)
+    with pytest.raises(UserError, match=f"rates.json: {said}.*remove it to measure anew"):
+        step_rates(study, tmp_path)
+
+
+def test_rates__that_a_user_wrote_as_seconds_are_taken(tmp_path: Path) -> None:
+    study = read_study(tmp_path, STUDY + "equal_time: maskedclip\n")
+    (tmp_path / "rates.json").write_text('{"clip default": 1, "maskedclip default": 2.5}')
+    assert step_rates(study, tmp_path) == {"clip default": 1.0, "maskedclip default": 2.5}

@@ -89,6 +89,20 @@ def test_protocols_sheet__what_is_not_in_the_first_table_has_one_of_its_own(done
     assert set(told["recall"]) == set(told["recall_minus_reference"])
 
 
+def test_chain__says_over_how_many_images_and_what_is_left_out(place: Path) -> None:
+    study = read_study(
+        place,
+        STUDY.replace("chain: [clip, mae]", "chain: [clip, mae, bridge]").replace(
+            "mae: mae}", "mae: mae, bridge: bridge}"
+        ),
+    )
+    (budget,) = read_budgets(study, place, cells_of(study))
+    chain = chain_sheet(study, budget)
+    assert chain is not None
+    assert chain.notes[0].startswith("82 test images of 41 patients")
+    assert chain.notes[-1] == "Left out: bridge minus mae; no cell of bridge is finished here."
+
+
 def test_write_page__protocols_without_a_probe_or_words_fill_tables_of_their_own(place: Path) -> None:
     study = read_study(place, STUDY + "protocols: [knn, fewshot, label_efficiency]\n")
     cells = cells_of(study)

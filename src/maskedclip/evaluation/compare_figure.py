@@ -201,6 +201,7 @@ def _caption(comparison: Comparison, blocks: Sequence[Block], columns: int) -> s
     sections = list(dict.fromkeys(block.key[:2] for block in blocks))
     seeds = ", means over seeds with intervals of both" if max(comparison.auroc.seeds.values()) > 1 else ""
     paragraphs = [
+        *comparison.warnings,
         f"{comparison.auroc.n_test:,} test images of {comparison.auroc.patients:,} patients; 95 % intervals from "
         f"{interval_words(comparison, sections)}{seeds}.",
         "Filled: the interval of the difference excludes 0 (blue above, red below); hollow: it includes 0.",

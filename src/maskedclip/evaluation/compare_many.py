@@ -139,9 +139,11 @@ def _mean(parts: Mapping[str, Distribution], n: int, replicates: int) -> Distrib
     """The mean of those that are defined, as in results.json; undefined where none is."""
     if len(parts) == 1:
         return next(iter(parts.values()))
-    mean, _ = macro_distribution(parts, n)
-    nothing = Distribution(value=np.nan, replicates=np.full(replicates, np.nan), n=n)
-    return nothing if mean is None else mean
+    mean, missing = macro_distribution(parts, n)
+    if mean is None:
+        return Distribution(value=np.nan, replicates=np.full(replicates, np.nan), n=n)
+    lacking = f"mean of {len(parts) - len(missing)} of {len(parts)} classes; undefined: {', '.join(missing)}"
+    return replace(mean, note=lacking) if missing else mean
 
 
 def _same_truth(first: Scores, other: Scores) -> bool:
@@ -165,7 +167,10 @@ def _add_macros(found: Sequence[dict[Key, Distribution]]) -> dict[Key, str]:
             mean, missing = macro_distribution(used, n)
             # A label is defined for all or for none: they have the same rows and truths.
             found[place][key] = mean or replace(used[common[0]], n=n, reason="no label is defined")
-            notes[key] = f"mean of {len(common) - len(missing)} labels"
+            notes[key] = f"mean of {len(common)} labels"
+            if missing:
+                notes[key] = f"mean of {len(common) - len(missing)} of {len(common)} labels; undefined: "
+                notes[key] += ", ".join(missing)
     return notes
 
 

@@ -20,6 +20,7 @@ from maskedclip.evaluation.compare_read import (
 )
 from maskedclip.evaluation.compare_settings import unlike_settings
 from maskedclip.evaluation.compare_unpaired import own_replicates, unpaired_reasons
+from maskedclip.evaluation.compare_warnings import leakage_warnings, unlike_labels
 from maskedclip.evaluation.delong import delong_difference
 from maskedclip.evaluation.holm import holm
 from maskedclip.evaluation.report_names import DIRECTIONS, label_name, row_name
@@ -56,7 +57,8 @@ class Comparison:
         tests: by model (but the reference) and key of a label; of several seeds there are none.
         chance: recall of a random order, by key; fixed_order: of the order by frequency, the same for all images.
         missing: a line for everything that some models have and others lack.
-        unlike: a line for every setting of a protocol that was not the same for all.
+        unlike: a line for every setting of a protocol, and for the labels, where they were not the same for all.
+        warnings: a line for test images that models have seen.
         unpaired: by protocol and feature, why models that have it have no difference from the reference.
         own_replicates: by model, those of its evaluations, from which the intervals of `others` are.
         store, replicates, seed: of the comparison.
@@ -71,6 +73,7 @@ class Comparison:
     fixed_order: Mapping[Key, float]
     missing: Sequence[str]
     unlike: Sequence[str]
+    warnings: Sequence[str]
     unpaired: Mapping[Section, Sequence[str]]
     own_replicates: Mapping[str, Sequence[int]]
     store: str
@@ -137,6 +140,7 @@ class Comparison:
                 name: _nested({key: {"delong": test.to_json()} for key, test in tests.items()})
                 for name, tests in self.tests.items()
             },
+            "warnings": list(self.warnings),
             "missing": list(self.missing),
             "unlike": list(self.unlike),
             "unpaired": [f"{section_name(section)}: {why}" for section, told in self.unpaired.items() for why in told],
@@ -214,7 +218,8 @@ def compare_models(
         chance=_levels(results, "chance"),
         fixed_order=_levels(results, "fixed_order"),
         missing=_missing(has, results),
-        unlike=unlike_settings(results),
+        unlike=[*unlike_labels(results), *unlike_settings(results)],
+        warnings=leakage_warnings(results),
         unpaired=unpaired_reasons(read, auroc, others, (replicates, seed)),
         own_replicates=own_replicates(results),
         store=next(iter(results.values()))[0]["about"]["store"],

@@ -12,6 +12,7 @@ from maskedclip.evaluation.retrieval import RECALL_AT
 from maskedclip.evaluation.statistics import Estimate
 
 NOTHING = "–"
+_TELLING = (" classes", " of the replicates", "undefined: ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,9 @@ def _means(comparison: Comparison, sections: Sequence[Section]) -> Sheet:
                 cells += [_value(comparison, name, key, metric) for metric in ("auprc", "balanced_accuracy")]
                 rows.append((name, cells[: len(columns) - 1]))
         layout.append((_heading(comparison, key), rows))
-    notes = [*_rows_note(comparison, sections, accuracy=accuracy), _difference_note(comparison), _bold_note()]
+    notes = [*comparison.warnings, *_rows_note(comparison, sections, accuracy=accuracy)]
+    notes += [_difference_note(comparison), _bold_note()]
+    notes += _value_notes(comparison, [(*section, MACRO) for section in sections])
     notes += unpaired_notes(comparison, sections)
     notes += [f"Missing: {line}." for line in comparison.missing]
     notes += [f"Not made alike: {line}." for line in comparison.unlike]
@@ -107,14 +110,17 @@ def _retrieval(comparison: Comparison, sections: Sequence[Section]) -> Sheet:
             if comparison.value(name, keys[0], "recall") is not None:
                 cells = [_value(comparison, name, key, "recall") for key in keys]
                 rows.append((name, cells + ([_difference(comparison, name, keys[1])] if kept else [])))
-        heading = DIRECTIONS.get(section[1], section[1])
+        heading = DIRECTIONS.get(section[1], section[1]) + f", n {_most(comparison, keys[0]):,}"
         for name, levels in (("chance", comparison.chance), ("commonest first", comparison.fixed_order)):
             level = ", ".join(f"{levels[key]:.3f}" for key in keys if key in levels)
             heading += f"; {name} {level}" if level else ""
         layout.append((heading, rows))
     notes = [
+        *comparison.warnings,
+        f"{comparison.auroc.n_test:,} test images of {comparison.auroc.patients:,} patients; n: the images or texts "
+        f"that are asked for. In brackets: 95 % intervals from {_replicates_words(comparison, sections)}.",
         "Over distinct texts. Intervals: image → text resamples patients, the others the texts. Commonest first: the "
-        "texts in order of frequency, the same for every image; the mean over the texts tells if a model does more."
+        "texts in order of frequency, the same for every image; the mean over the texts tells if a model does more.",
     ]
     if kept:
         notes += [_difference_note(comparison, "recall at 5"), _bold_note(), *unpaired_notes(comparison, sections)]
@@ -138,7 +144,8 @@ def _labels(comparison: Comparison, section: Section) -> Sheet:
                 cells = [_value(comparison, name, key), _difference(comparison, name, key)]
                 rows.append((name, [*cells, *(Cell(text=text) for text in p_values[: len(columns) - 3])]))
         layout.append((_heading(comparison, key), rows))
-    notes = [*_rows_note(comparison, [section]), _difference_note(comparison), _bold_note()]
+    notes = [*comparison.warnings, *_rows_note(comparison, [section]), _difference_note(comparison), _bold_note()]
+    notes += _value_notes(comparison, [(*section, label) for label in comparison.labels(section)])
     notes += unpaired_notes(comparison, [section])
     if tests:
         notes.append(
@@ -162,6 +169,38 @@ def _heading(comparison: Comparison, key: Key) -> str:
         said = first.note.split(";")[0]
         return row_name(*key[:2]) + (f", {said}" if said.startswith("mean of") and "labels" in said else "")
     return label_name(key[2]) + (f", n {first.n:,}" if first.n != comparison.auroc.n_test else "")
+
+
+def _value_notes(comparison: Comparison, keys: Sequence[Key]) -> list[str]:
+    """What a reader of an AUROC must know: classes or labels that its mean lacks, replicates that are left out."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for key in keys:
+        where = row_name(*key[:2]) if key[2] == MACRO else label_name(key[2])
+        for name in comparison.names:
+            estimate = comparison.value(name, key)
+            if estimate is not None and not np.isnan(estimate.value):
+                parts = [part for part in estimate.note.split("; ") if any(word in part for word in _TELLING)]
+                told.setdefault("; ".join(parts), {}).setdefault(where, []).append(name)
+    told.pop("", None)
+    return [
+        "; ".join(
+            where if len(names) == len(comparison.names) else f"{where} ({', '.join(names)})"
+            for where, names in places.items()
+        )
+        + f": {said}."
+        for said, places in told.items()
+    ]
+
+
+def _most(comparison: Comparison, key: Key) -> int:
+    return max(estimate.n for name in comparison.names if (estimate := comparison.value(name, key, "recall")))
+
+
+def _replicates_words(comparison: Comparison, sections: Sequence[Section]) -> str:
+    kept = all(any(key[:2] == section for key in comparison.auroc.keys) for section in sections)
+    return (
+        f"{comparison.replicates:,} bootstrap replicates" if kept else f"{_own_words(comparison)} bootstrap replicates"
+    )
 
 
 def _value(comparison: Comparison, name: str, key: Key, metric: str = "auroc") -> Cell:

@@ -8,6 +8,7 @@ finished.
 
 import hashlib
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from maskedclip.console import bar, say
+from maskedclip.errors import UserError
 from maskedclip.recipe import Recipe
 from maskedclip.study.definition import PATHS, Study
 from maskedclip.study.ending import check_not_asked
@@ -137,9 +139,29 @@ def _known(out: Path) -> Rates:
 
 
 def _entries(out: Path) -> dict[str, Any]:
-    """By "method size" {"seconds", "recipe"}, or of an earlier version the seconds alone."""
+    """By "method size" {"seconds", "recipe"}, or the seconds alone: of an earlier version, or written by a user.
+
+    Raises:
+        UserError: no such file of rates.
+    """
     path = out / RATES
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    mend = "mend it, or remove it to measure anew"
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); {mend}") from None
+    if not isinstance(entries, dict):
+        raise UserError(f'{path}: is no object of seconds by "method size"; {mend}')
+    for name, entry in entries.items():
+        whole = isinstance(entry, dict) and isinstance(entry.get("recipe"), str)
+        seconds = entry.get("seconds") if whole else entry
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise UserError(
+                f'{path}: {name}: give the seconds of a step, above 0, alone or as "seconds" beside "recipe"; {mend}'
+            )
+    return entries
 
 
 def _name(method: str, size: str) -> str:

@@ -189,9 +189,10 @@ def chain_sheet(study: Study, budget: Budget) -> Sheet | None:
     told = budget.told
     columns = ["step", *(row_name(*part) for part in told)]
     sections = []
+    steps = list(zip(study.chain, study.chain[1:], strict=False))
     for size, fraction in dict.fromkeys((group.size, group.text_fraction) for group in budget.groups):
         rows = []
-        for before, after in zip(study.chain, study.chain[1:], strict=False):
+        for before, after in steps:
             first, second = (Group(size=size, text_fraction=fraction, method=method) for method in (after, before))
             if first in budget.groups and second in budget.groups:
                 found = [budget.difference(first, second, (*part, MACRO)) for part in told]
@@ -201,7 +202,13 @@ def chain_sheet(study: Study, budget: Budget) -> Sheet | None:
     if not sections or not told:
         return None
     caption = f"What each part adds ({budget.title.split(':')[0].lower()}): paired differences in macro AUROC"
-    return Sheet(name=f"chain-{budget.name}", caption=caption, columns=columns, sections=sections, notes=[])
+    present = {group.method for group in budget.groups}
+    lacking = [name for name in study.chain if name not in present]
+    notes = [*common_notes(study, budget, told), *_seed_notes(study, budget)]
+    if lacking:
+        left_out = ", ".join(f"{after} minus {before}" for before, after in steps if {before, after} & set(lacking))
+        notes.append(f"Left out: {left_out}; no cell of {', '.join(lacking)} is finished here.")
+    return Sheet(name=f"chain-{budget.name}", caption=caption, columns=columns, sections=sections, notes=notes)
 
 
 def verdicts(study: Study, budget: Budget) -> list[str]:
