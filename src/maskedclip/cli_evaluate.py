@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import yaml
 from maskedclip.cli_verb import Verb, path, say_next
 from maskedclip.console import say
 from maskedclip.errors import UserError
-from maskedclip.whole_files import write_whole
+from maskedclip.whole_files import PARTIAL, write_whole
 
 if TYPE_CHECKING:
     from maskedclip.data.store import Store
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from maskedclip.evaluation.compare_read import Predictions
     from maskedclip.evaluation.finetune_settings import FineTuneSettings
     from maskedclip.evaluation.task_spec import TaskFile
+
+MARK = "task.json"
+"""In the store of a task's set: what it was made from."""
+MANIFEST = Path("manifest", "manifest.csv")
+"""In the same place."""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,27 +172,37 @@ def _store(args: argparse.Namespace) -> "tuple[Store, TaskFile | None]":
 
     task = load_task(args.task)
     if task.on_store:
+        if args.root is not None:
+            raise UserError(f"--root: the task {args.task} is about a store; give it with --data, and no --root")
         if not stores:
             raise UserError(f"--data: the task {args.task} is about a store; give it")
         return task_store(task, open_store(stores)), task
+    if stores:
+        raise UserError(f"--data: the task {args.task} is about a set on files; give --root FOLDER, and no --data")
     if args.root is None:
         raise UserError(f"--root: give the folder in which the set of the task {args.task} was unpacked")
     out = args.out.resolve()  # `.` has no name of its own
     place = out.with_name(f"{out.name}.store")
+    manifest = place / MANIFEST
+    curated = (place / "store" / "curation.json").is_file()
     _claim_task(place, task, args.root)
-    if not (place / "store" / "curation.json").is_file():
-        manifest = place / "manifest" / "manifest.csv"
-        if not manifest.is_file():
-            task_manifest(task, args.root, place / "manifest")
+    if curated or manifest.is_file():
+        _check_manifest(place, task, args.root)
+    else:
+        task_manifest(task, args.root, manifest.parent)
+    if not curated:
         curate(manifest, place / "store", crop=task.crop, allow_outside=True)  # type: ignore[arg-type]
     return task_store(task, open_store(place / "store")), task
 
 
 def _claim_task(place: Path, task: "TaskFile", root: Path) -> None:
-    """Make PLACE the store of this task's set, or refuse it: what an earlier call curated there may be another one."""
-    mark = place / "task.json"
+    """Make PLACE the store of this task's set, or refuse it: what an earlier call curated there may be another one.
+
+    Where an earlier call came to no manifest there is nothing of any set.
+    """
+    mark = place / MARK
     made_from = {"task": task.name, "set_sha256": _set_digest(task), "root": str(root.resolve())}
-    if mark.is_file() or place.exists():
+    if place.exists() and not _is_unused(place):
         try:
             before = json.loads(mark.read_text())
             if "set_sha256" not in before:  # an earlier version kept the hash of the whole file
@@ -199,8 +215,32 @@ def _claim_task(place: Path, task: "TaskFile", root: Path) -> None:
                 "set is curated again"
             )
         return
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     write_whole(mark, json.dumps(made_from, indent=1) + "\n")
+
+
+def _is_unused(place: Path) -> bool:
+    """Whether it holds no more than what a call leaves whose task did not fit the set, or that was cut off."""
+    own = (MARK, MANIFEST.parent.name)
+    return (
+        place.is_dir()
+        and not (place / MANIFEST).exists()
+        and all(entry.name in own or entry.name.startswith(PARTIAL) for entry in place.iterdir())
+    )
+
+
+def _check_manifest(place: Path, task: "TaskFile", root: Path) -> None:
+    """Refuse what was curated of a set that has changed since: old labels would be evaluated without a word."""
+    from maskedclip.evaluation.task_layouts import task_manifest
+
+    kept = place / MANIFEST
+    with tempfile.TemporaryDirectory() as scratch:
+        now = task_manifest(task, root, Path(scratch) / MANIFEST.parent).read_bytes()
+    if not kept.is_file() or kept.read_bytes() != now:
+        raise UserError(
+            f"{place}: its manifest is not what {root} gives now (other labels, images or splits); remove it, or give "
+            "another --out, so that the set is curated again"
+        )
 
 
 def _set_digest(task: "TaskFile") -> str:

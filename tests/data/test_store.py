@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from maskedclip.data.store import Store, open_store
 from maskedclip.errors import UserError
+from maskedclip.evaluation.development import DevelopmentStore
 from tests.stores import SENTENCES, draw, make_store
 
 
@@ -65,3 +68,48 @@ def test_open_store__says_what_is_wrong(tmp_path: Path) -> None:
     (make_store(folder) / "curation.json").unlink()
     with pytest.raises(UserError, match=r"curation\.json is missing"):
         open_store(folder)
+
+
+def _rewritten(folder: Path, name: str, column: pa.Array) -> None:
+    """One column of a store with other values."""
+    start = 0
+    for shard in sorted(folder.glob("shard-*.parquet")):
+        table = pq.read_table(shard)
+        part = column.slice(start, len(table))
+        pq.write_table(table.set_column(table.column_names.index(name), name, part), shard)
+        start += len(table)
+
+
+def test_store__rows_without_a_split_are_training_rows(tmp_path: Path) -> None:
+    folder = make_store(tmp_path / "s")
+    given = open_store(folder).splits.tolist()
+    given[:4] = [None, "", None, ""]
+    _rewritten(folder, "split", pa.array(given))
+    store = open_store(folder)
+    assert set(store.splits) == {"train", "val", "test"}
+    for split in ("train", "val", "test"):
+        assert np.flatnonzero(store.splits == split).tolist() == store.rows(split).tolist()
+    moved = DevelopmentStore(store).splits
+    assert set(moved[:4]) <= {"train", "val"}
+    assert (moved[store.splits == "test"] == "").all()  # stay hidden
+    _rewritten(folder, "split", pa.nulls(48, pa.string()))
+    assert set(open_store(folder).splits) == {"train"}
+
+
+def test_open_store__a_column_of_two_kinds_is_named_with_both_stores(tmp_path: Path) -> None:
+    folders = [make_store(tmp_path / name, seed=place) for place, name in enumerate("abc")]
+    _rewritten(folders[0], "label.red", pa.nulls(48))
+    _rewritten(folders[2], "label.red", pa.array(["yes", "no"] * 24))
+    with pytest.raises(UserError) as caught:
+        open_store(folders)
+    assert str(caught.value) == (
+        f"--data: label.red holds numbers in {folders[1]} and words in {folders[2]}; write it in one way in both "
+        "manifests, and curate the one that you changed again"
+    )
+    assert len(open_store(folders[:2])) == 96
+    shard = sorted(folders[0].glob("shard-*.parquet"))[0]
+    table = pq.read_table(shard)
+    place = table.column_names.index("label.green")
+    pq.write_table(table.set_column(place, "label.green", pa.array(["x"] * len(table))), shard)
+    with pytest.raises(UserError, match=r"a: the store cannot be read \(.*label\.green"):
+        open_store(folders[0])

@@ -150,11 +150,45 @@ def test_evaluate__a_task_on_its_folders(place: Path, tmp_path: Path, capsys: py
         run(command(place, tmp_path / "out", *given))
 
 
+def test_evaluate__a_set_that_has_changed_is_not_taken_for_what_was_curated(place: Path, tmp_path: Path) -> None:
+    class_folders(tmp_path / "set", ["red", "green"], each=4)
+    (tmp_path / "own.yaml").write_text(TASK)
+    given = ["--task", str(tmp_path / "own.yaml"), "--root", str(tmp_path / "set"), "--protocols", "linear"]
+    run(command(place, tmp_path / "out", *given))
+    shutil.rmtree(tmp_path / "out")
+    moved = next((tmp_path / "set" / "test" / "red").iterdir())
+    moved.rename(tmp_path / "set" / "test" / "green" / moved.name)  # a label is corrected
+    with pytest.raises(UserError, match=r"out\.store: its manifest is not what .*set gives now .* remove it, or give"):
+        run(command(place, tmp_path / "out", *given))
+    (tmp_path / "set" / "test" / "green" / moved.name).rename(moved)
+    run(command(place, tmp_path / "out", *given))
+
+
+def test_evaluate__a_task_that_did_not_fit_its_set_is_mended(place: Path, tmp_path: Path) -> None:
+    class_folders(tmp_path / "set", ["red", "green"], each=4)
+    given = ["--task", str(tmp_path / "own.yaml"), "--root", str(tmp_path / "set"), "--protocols", "linear"]
+    (tmp_path / "own.yaml").write_text(TASK.replace("green", "blue"))
+    with pytest.raises(UserError, match="a class that is not listed"):
+        run(command(place, tmp_path / "out", *given))
+    (tmp_path / "own.yaml").write_text(TASK)
+    run(command(place, tmp_path / "out", *given))
+    assert (tmp_path / "out" / "results.json").is_file()
+    (tmp_path / "mine.store").mkdir()  # a folder of the user's own is not written into
+    (tmp_path / "mine.store" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"mine\.store: was made from another task file"):
+        run(command(place, tmp_path / "mine", *given))
+
+
 def test_evaluate__a_missing_argument_of_a_task_is_named(place: Path, tmp_path: Path) -> None:
     for more, said in (
         (["--task", "aptos2019"], "--root: give the folder"),
         (["--task", "phantom"], "--data: the task phantom is about a store"),
         (["--root", "x"], "--root: belongs to --task"),
+        (
+            ["--task", "phantom", "--data", "s", "--root", "x"],
+            "--root: the task phantom is about a store; give it with",
+        ),
+        (["--task", "aptos2019", "--data", "s", "--root", "x"], "--data: the task aptos2019 is about a set on files"),
         ([], "--data: give a store"),
         (["--data", str(place / "store"), "--subgroups", "device"], "no column 'device'"),
     ):
@@ -163,12 +197,13 @@ def test_evaluate__a_missing_argument_of_a_task_is_named(place: Path, tmp_path: 
         assert said in str(caught.value)
 
 
-def test_evaluate__a_patient_in_two_splits_is_refused(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["train", "", None])
+def test_evaluate__a_patient_in_two_splits_is_refused(place: Path, tmp_path: Path, other: str | None) -> None:
     make_store(tmp_path / "store", rows=48)
     shard = sorted((tmp_path / "store").glob("shard-*.parquet"))[0]
     table = pq.read_table(shard)
     splits = table.column("split").to_pylist()
-    splits[0] = "test"  # the other eye stays in train
+    splits[:2] = ["test", other]  # the other eye stays in train
     pq.write_table(table.set_column(table.column_names.index("split"), "split", pa.array(splits)), shard)
     with pytest.raises(UserError, match=r"1 patients are in the test split and in another one \(p0\)"):
         run(command(place, tmp_path / "out", "--data", str(tmp_path / "store")))

@@ -1,6 +1,7 @@
 """The dense probe: its head, its figures, and the whole protocol on stand-ins whose answers are known."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 
 from maskedclip.data.curate import curate
 from maskedclip.data.masks import mask_names, read_masks
@@ -277,3 +279,18 @@ def test_image_mean__is_the_weighted_mean_of_those_that_have_a_value() -> None:
     alone = image_mean(np.array([0.2, 0.6]), np.array(["a", "a"], dtype=object), np.array([[1, 1], [2, 2]])).estimate()
     assert alone.value == pytest.approx(0.4)
     assert np.isnan(alone.low)
+
+
+def test_dense_probe__a_damaged_image_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, sound = int(store.rows("test")[0]), []
+
+    def read(self: Store, wanted: int, image: Callable[[Store, int], Tensor] = Store.image) -> Tensor:
+        if wanted == row and not sound.pop():
+            raise RuntimeError("no image")
+        return image(self, wanted)
+
+    monkeypatch.setattr(Store, "image", read)
+    for reads in ([False], [False, True]):  # for its tokens, and to be drawn
+        sound[:] = reads
+        with pytest.raises(UserError, match=rf"--data: row {row} \(id {store.ids[row]}\) cannot be decoded"):
+            dense_probe(PixelModel(), store, weights_of(store))

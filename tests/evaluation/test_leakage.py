@@ -123,7 +123,8 @@ def test_run_folder__of_a_run_at_another_size_or_its_model_and_of_nothing_else(r
     assert "not known" in seen_in_pretraining(None, store, store.rows("test"))["reason"]
 
 
-def test_same_files__finds_a_training_image_among_the_test_images(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["train", "", None])
+def test_same_files__finds_a_training_image_among_the_test_images(run: Path, tmp_path: Path, split: str | None) -> None:
     folder = tmp_path / "store"
     shutil.copytree(run.parent / "store", folder)
     store = open_store(folder)
@@ -131,11 +132,15 @@ def test_same_files__finds_a_training_image_among_the_test_images(run: Path, tmp
     train, test = int(store.rows("train")[0]), int(store.rows("test")[0])
     hashes = store.table.column("sha256").to_pylist()
     hashes[test] = hashes[train]
+    splits = store.splits.tolist()
+    splits[train] = split
     start = 0
     for shard in sorted(folder.glob("shard-*.parquet")):
         table = pq.read_table(shard)
-        place = table.column_names.index("sha256")
-        pq.write_table(table.set_column(place, "sha256", pa.array(hashes[start : start + len(table)])), shard)
+        for name, values in (("sha256", hashes), ("split", splits)):
+            own = pa.array(values[start : start + len(table)], pa.string())
+            table = table.set_column(table.column_names.index(name), name, own)
+        pq.write_table(table, shard)
         start += len(table)
     changed = open_store(folder)
     assert same_files(changed) == {"n": 1, "first": [store.ids[test]]}

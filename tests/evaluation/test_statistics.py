@@ -4,11 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, skew
 
+from maskedclip.errors import UserError
 from maskedclip.evaluation.intervals import SHARE, Uncertain, difference_interval
 from maskedclip.evaluation.metrics import auroc
 from maskedclip.evaluation.statistics import (
     Distribution,
     Estimate,
+    check_seed,
     class_supports,
     cluster_codes,
     cluster_weights,
@@ -19,6 +21,7 @@ from maskedclip.evaluation.statistics import (
     weighted_median,
     with_point,
 )
+from maskedclip.randomness import generator
 
 
 def test_cluster_weights__rows_of_a_patient_are_drawn_together() -> None:
@@ -205,3 +208,11 @@ def test_interval__coverage_of_a_known_auroc_by_simulation() -> None:
 def test_cluster_weights__as_many_draws_as_patients(patients: int, seed: int) -> None:
     weights = cluster_weights([str(p) for p in range(patients)], replicates=3, seed=seed)
     assert (weights.sum(axis=1) == patients).all()
+
+
+def test_check_seed__what_no_generator_takes_is_refused() -> None:
+    for seed, said in ((-1, "negative"), (2**64, "64 bits")):
+        with pytest.raises(UserError, match=f"seed: {seed} .*{said}"):
+            check_seed(seed)
+    check_seed(2**64 - 1)
+    assert generator(5, stream=2**64 - 1).random() < 1  # as few-shot draws

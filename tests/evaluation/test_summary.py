@@ -53,3 +53,11 @@ def test_summary_lines__nothing_defined_says_why_and_of_how_many_rows() -> None:
     ):
         expected = f"k-NN, bridge: macro AUROC undefined (n=30, no label is defined{reason})"
         assert told(knn={"bridge": part(**labels)}) == [expected]
+
+
+def test_summary_lines__label_columns_that_are_no_task_are_told() -> None:
+    about = {"rows": {"test": 30}, "labels_left_out": {"age": "has fractions: a quantity, not classes"}}
+    lines = summary_lines({"about": about, "linear": {"encoder": part(a=entry(0.6))}})
+    assert lines[1:] == ["label.age: left out, it has fractions: a quantity, not classes"]
+    skipped = {"skipped": "label.age has fractions: a quantity, not classes"}
+    assert summary_lines({"about": about, "linear": skipped}) == [f"linear probe: left out, {skipped['skipped']}"]

@@ -1,5 +1,6 @@
 """What a task file says of its labels, kinds and meanings, is what is evaluated."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from maskedclip.data.store import Store, open_store
 from maskedclip.errors import UserError
 from maskedclip.evaluation.evaluate import evaluate
 from maskedclip.evaluation.task_file import load_task
-from maskedclip.evaluation.task_layouts import task_store
+from maskedclip.evaluation.task_layouts import task_manifest, task_store
 from maskedclip.evaluation.task_spec import TaskError, TaskFile
 from maskedclip.evaluation.tasks import read_tasks, task_prompts
-from tests.evaluation.task_folders import class_folders
+from tests.evaluation.task_folders import class_folders, picture, table
 from tests.stores import make_store
 
 KERATITIS = {0: "clear cornea", 1: "mild keratitis", 2: "dense keratitis"}
@@ -172,3 +173,17 @@ def test_evaluate__kinds_of_a_task_on_files(tmp_path: Path, monkeypatch: pytest.
     run(["evaluate", "timm:reader", *task, "--out", str(tmp_path / "out"), "--replicates", "20"])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["about"]["labels"]["sign"]["kind"] == "ordinal"
+
+
+@pytest.mark.parametrize(("values", "empty"), [('{"": 0, o: 0, x: 1}', "0"), ("{o: 0, x: 1}", "")])
+def test_task_manifest__an_empty_cell_is_what_the_task_says(tmp_path: Path, values: str, empty: str) -> None:
+    table(tmp_path / "all.csv", ["name", "sign"], [(n, ("x", "o", "")[n % 3]) for n in range(30)])
+    for n in range(30):
+        picture(tmp_path / "images" / f"{n}.png")
+    cell = f"{{sign: {{column: sign, values: {values}}}}}"
+    tables = f"[{{file: all.csv, image: 'images/{{name}}', labels: {cell}}}]"
+    path = _task(tmp_path, {"kind": "binary"}, data=f"{{layout: table, tables: {tables}}}").path
+    path.write_text(path.read_text() + "split: {shares: {train: 0.5, val: 0.2, test: 0.3}}\n")
+    with task_manifest(load_task(path), tmp_path, tmp_path / "out").open() as file:
+        labels = [row["label.sign"] for row in csv.DictReader(file)]
+    assert labels == ["1", "0", empty] * 10

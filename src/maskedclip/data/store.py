@@ -25,6 +25,7 @@ from maskedclip.data.transforms_volume import decode_volume
 from maskedclip.errors import UserError
 
 pc: Any = pyarrow.compute  # its functions are made at import, where pyright cannot see them
+_ALIKE = "write it in one way in both manifests, and curate the one that you changed again"
 
 
 class SupportsRows(Protocol):
@@ -43,7 +44,7 @@ class Store:
         tables = [_metadata(folder) for folder in self.folders]
         self.sizes = [table.num_rows for table in tables]
         """Rows of each store."""
-        self.table = pa.concat_tables(tables, promote_options="permissive")
+        self.table = _joined(self.folders, tables)
         self.curation = [json.loads((folder / "curation.json").read_text()) for folder in self.folders]
         self.decoded: SupportsRows | None = None
         """Pixels of all rows, when `decode_store` has made them."""
@@ -99,8 +100,8 @@ class Store:
 
     @cached_property
     def splits(self) -> np.ndarray:
-        """`train`, `val`, `test` or "", str (n,)."""
-        return np.asarray(self.table.column("split").fill_null("").to_pylist(), str)
+        """`train`, `val` or `test`, str (n,); rows without a split belong to `train`, as in `rows`."""
+        return np.asarray([split or "train" for split in self.table.column("split").to_pylist()], str)
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
@@ -228,7 +229,7 @@ def open_store(folders: Path | str | Sequence[Path | str]) -> Store:
         if len({entry["settings"].get("kind", "images") for entry in store.curation}) > 1:
             raise UserError("--data: some stores hold pictures and some volumes; give stores of one kind")
         return store
-    except (pa.ArrowInvalid, OSError, KeyError, json.JSONDecodeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
             f"{listed[0]}: the store cannot be read ({str(error).splitlines()[0]}); curate it again"
         ) from None
@@ -252,6 +253,41 @@ def _metadata(folder: Path) -> pa.Table:
         light = [name for name in names if name != "image" and not name.startswith("mask.")]
         tables.append(pq.read_table(shard, columns=light).replace_schema_metadata(None))
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _joined(folders: Sequence[Path], tables: Sequence[pa.Table]) -> pa.Table:
+    """The tables of several stores as one.
+
+    Raises:
+        UserError: a column is of different kinds in two of them.
+    """
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise UserError(f"--data: {_clash(folders, tables) or error}; {_ALIKE}") from None
+
+
+def _clash(folders: Sequence[Path], tables: Sequence[pa.Table]) -> str:
+    """Which column is of which kinds in which two stores."""
+    known: dict[str, tuple[pa.Schema, Path]] = {}
+    for folder, table in zip(folders, tables, strict=True):
+        for field in table.schema:
+            own = pa.schema([field])
+            before, where = known.get(field.name, (own, folder))
+            try:
+                joint = pa.unify_schemas([before, own], promote_options="permissive")
+            except pa.ArrowTypeError:
+                kinds = _kind(before.field(0).type), _kind(field.type)
+                return f"{field.name} holds {kinds[0]} in {where} and {kinds[1]} in {folder}"
+            # An empty column has no kind: the store that has one is named.
+            known[field.name] = (joint, folder if before.field(0).type == pa.null() else where)
+    return ""
+
+
+def _kind(of: pa.DataType) -> str:
+    if pa.types.is_floating(of) or pa.types.is_integer(of):
+        return "numbers"
+    return "words" if pa.types.is_string(of) or pa.types.is_large_string(of) else str(of)
 
 
 def _prepared(curation: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def read_features(model: Model, store: Store, triplets: Triplets) -> Features:
 
 def by_split(store: Store, triplets: Triplets) -> Mapping[str, Triplets]:
     """The triplets of `train`, `val` and `test` rows; those across splits are left out."""
-    splits = np.where(store.splits == "", "train", store.splits)
+    splits = store.splits
     reference, target = splits[triplets.reference], splits[triplets.target]
     return {name: triplets.on((reference == name) & (target == name)) for name in ("train", "val", "test")}
 

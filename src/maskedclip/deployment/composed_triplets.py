@@ -129,7 +129,7 @@ def make_triplets(
     number_of = {pattern.tobytes(): number for number, pattern in enumerate(patterns)}
     states = np.full(len(store), -1, np.int64)
     states[known] = state.reshape(-1)
-    splits = np.where(store.splits == "", "train", store.splits)
+    splits = store.splits
     rows_of: dict[tuple[str, int], NDArray[np.int64]] = {
         (split, number): np.flatnonzero((states == number) & (splits == split))
         for split in np.unique(splits)

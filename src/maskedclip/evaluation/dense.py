@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from maskedclip.console import bar
+from maskedclip.data.images import decoded_image
 from maskedclip.data.masks import FIELD, mask_names, read_masks
 from maskedclip.data.store import Store
 from maskedclip.data.transforms import resize
@@ -199,7 +200,7 @@ def _tokens(
         with bar("patch features", len(rows)) as shown:
             for start in range(0, len(rows), _BATCH):
                 batch = rows[start : start + _BATCH]
-                images = torch.stack([resize(store.image(int(row)), side) for row in batch])
+                images = torch.stack([resize(decoded_image(store, int(row)), side) for row in batch])
                 parts.append(sized.patch_features(images))
                 shown.advance(len(batch))
         return {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
@@ -232,7 +233,7 @@ def _answers(
             pixels = rows.pixels(int(row))
             scored.append(_figures(pixels, probability, head.threshold))
             if number < _SHOWN:
-                image = resize(store.image(int(row)), side)
+                image = resize(decoded_image(store, int(row)), side)
                 shown.append(
                     Shown(
                         label=label,

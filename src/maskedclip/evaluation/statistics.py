@@ -152,6 +152,8 @@ def check_seed(seed: int) -> None:
     """Refuse, as a UserError, what no generator takes."""
     if seed < 0:
         raise UserError(f"seed: {seed} is negative; give 0 or more")
+    if seed >= 2**64:
+        raise UserError(f"seed: {seed} has more than 64 bits; give a smaller one")
 
 
 def cluster_weights(

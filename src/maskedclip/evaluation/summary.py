@@ -19,7 +19,7 @@ _REASONS = {
 
 
 def summary_lines(results: dict[str, Any]) -> list[str]:
-    """One line a protocol and feature: macro AUROC, or recall at 1; a section that was left out says why."""
+    """One line a protocol and feature: macro AUROC, or recall at 5; a section or label that was left out says why."""
     lines = []
     rows = results.get("about", {}).get("rows", {}).get("test")
     for protocol, name in _NAMES.items():
@@ -64,7 +64,7 @@ def summary_lines(results: dict[str, Any]) -> list[str]:
             entry = section[way]["recall_at_5"]
             fixed = f"; the commonest texts first {entry['fixed_order']:.3f}" if "fixed_order" in entry else ""
             lines.append(f"retrieval, {name}: recall at 5 {interval(entry)}{fixed}")
-    return lines
+    return lines + _left_out(results)
 
 
 def interval(estimate: dict[str, Any]) -> str:
@@ -74,6 +74,15 @@ def interval(estimate: dict[str, Any]) -> str:
     if estimate["low"] is None:
         return f"{estimate['value']:.3f} (no interval, n {estimate['n']})"
     return f"{estimate['value']:.3f} ({estimate['low']:.3f}-{estimate['high']:.3f}, n {estimate['n']})"
+
+
+def _left_out(results: Mapping[str, Any]) -> list[str]:
+    """The label columns that are no task, where there is a mean over the others."""
+    sections = [results[name] for name in (*_NAMES, *_CURVES, "zero_shot") if name in results]
+    if all("skipped" in section for section in sections):
+        return []
+    left_out = results.get("about", {}).get("labels_left_out", {})
+    return [f"label.{name}: left out, it {why}" for name, why in left_out.items()]
 
 
 def _macro(part: Mapping[str, Any], rows: int | None, metric: str = "auroc", *, alike: bool = True) -> str:

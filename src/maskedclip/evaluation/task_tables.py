@@ -128,10 +128,12 @@ def _value(cell: Cell, text: str) -> str | None:
     if cell.contains is not None:
         codes = text.replace("[", " ").replace("]", " ").replace("'", " ").replace(",", " ").split()
         return str(int(cell.contains in codes)) if codes else ""
-    if cell.values is None or not text:
+    if cell.values is None:
         return text
     value = cell.values.get(text, cell.values.get(text.removesuffix(".0")))
-    return None if value is None else str(value)
+    if value is None:
+        return None if text else ""
+    return str(value)
 
 
 def _filled(pattern: str, record: Mapping[str, str]) -> str:

@@ -130,6 +130,15 @@ def test_plan_fix__drops_copies_and_joins_people(tmp_path: Path) -> None:
     assert [row for row, done in enumerate(plan.done) if done == "kept"] == [*range(9), 12, 13]
 
 
+def test_plan_fix__a_row_that_stays_without_a_split_is_given_none(tmp_path: Path) -> None:
+    pictures = [stored(eye(row)) for row in range(4)]
+    split = [None, "train", "test", None]
+    store = write_store(tmp_path / "s", pictures, text=[None] * 4, patient=["a", "b", "c", "d"], split=split)
+    plan = plan_fix(audit(store, shown=False))
+    assert plan.splits.tolist() == ["", "train", "test", ""]
+    assert plan.done == ["kept"] * 4
+
+
 def test_write_fix__the_new_manifest_passes(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     lines = ["image,text,patient,split,label.dr,camera"]

@@ -22,7 +22,6 @@ from maskedclip.data.audit.crossings import (
     CrossingPatient,
     crossing_pairs,
     crossing_patients,
-    effective_splits,
     owners,
     patient_codes,
     two_patients,
@@ -223,7 +222,7 @@ def audit(
         carried = ", ".join(_carried(opened)) or "none"
         raise UserError(f"--source {source}: the store has no such column; its columns of few words: {carried}")
     known = describe(opened, shown=shown)
-    splits = effective_splits(opened)
+    splits = opened.splits
     codes, names = patient_codes(opened, patients_differ=patients_differ)
     pairs = find_duplicates(known, audited, least=likeness, shown=shown)
     own = splits[:audited]

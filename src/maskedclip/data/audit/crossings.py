@@ -31,11 +31,6 @@ class CrossingPatient:
     splits: dict[str, int]
 
 
-def effective_splits(store: Store) -> NDArray[np.str_]:
-    """The split of each row as training sees it, (n,): a row without one belongs to `train`."""
-    return np.where(store.splits == "", "train", store.splits)
-
-
 def owners(store: Store) -> NDArray[np.int64]:
     """Which of the stores each row is of, (n,)."""
     return np.repeat(np.arange(len(store.sizes)), store.sizes)

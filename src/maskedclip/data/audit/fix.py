@@ -71,7 +71,9 @@ def plan_fix(found: Audit) -> Plan:
         for row in own:
             if row != best:
                 kept[row], why[row] = False, f"shows the same as {found.images[best]}, which tells more or comes first"
-    splits = found.store.splits[:count].astype("<U5")  # as wide as `train`, whatever the store holds
+    # As the manifest has them: a row that stays without a split is not given one.
+    given = found.store.table.column("split").slice(0, count).fill_null("").to_pylist()
+    splits = np.asarray(given, "<U5")  # as wide as `train`, whatever the store holds
     _join_people(found, kept, splits, why)
     done = []
     for row in range(count):
