@@ -21,6 +21,16 @@ from sklearn.metrics import roc_curve
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#007F5F", "#6B7280"
 COLOURS = (BLUE, VERMILION, GREEN, "#8A3FA0", "#946200", "#56B4E9", "#CC3E8E")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+# By the name of a curve (`report_names.SCORED`): it has the same line in every chart, whatever else is drawn there.
+ROC_LINES: dict[str, tuple[str, Any]] = {
+    "probe on f": (BLUE, "-"),
+    "probe on g(f)": (VERMILION, "--"),
+    "zero-shot": (GREEN, "-."),
+    "fine-tuning": ("#CC3E8E", (0, (9, 2))),
+    "LoRA": ("#946200", (0, (5, 1, 1, 1, 1, 1))),
+    "k-NN on f": ("#8A3FA0", (0, (2, 1))),
+    "k-NN on g(f)": ("#56B4E9", (0, (1, 1))),
+}
 _INK = "#1f2933"
 _MOST_POINTS = 300
 _STYLE: dict[Any, Any] = {
@@ -88,12 +98,13 @@ def roc_chart(scored: Mapping[str, tuple[NDArray, NDArray]], legend: Mapping[str
     """ROC curves of one label, as SVG.
 
     Args:
-        scored: by name of the curve: truth (n,) 0/1 with both values, and score (n,).
+        scored: by name of the curve (of ROC_LINES): truth (n,) 0/1 with both values, and score (n,).
         legend: what stands under the chart's curves, by the same names.
     """
-    with chart(3.1, 3.25) as (axes, buffer):
+    with chart(3.1, 3.25 + 0.17 * max(0, len(scored) - 3)) as (axes, buffer):
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-        for (name, (truth, score)), colour, dash in zip(scored.items(), COLOURS, DASHES, strict=False):
+        for name, (truth, score) in scored.items():
+            colour, dash = ROC_LINES[name]
             false, true, _ = roc_curve(truth, score)
             axes.plot(false, true, color=colour, linestyle=dash, label=legend[name])
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")

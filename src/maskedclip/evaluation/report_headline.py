@@ -6,7 +6,8 @@ from typing import Any
 from maskedclip.evaluation.compare import MACRO
 from maskedclip.evaluation.leakage import is_warning
 from maskedclip.evaluation.report_figures import interval_chart
-from maskedclip.evaluation.report_names import DIRECTIONS, PROTOCOLS, row_name, verdict
+from maskedclip.evaluation.report_names import DIRECTIONS, PROTOCOLS, SCORED, few, row_name, verdict
+from maskedclip.evaluation.report_scores import scored_parts
 from maskedclip.evaluation.report_subject import Evaluation, Subject, measured_keys
 from maskedclip.html import escape, figure, grid, numbers, paragraph, picture, reason, shorten
 
@@ -38,7 +39,7 @@ def headline(subject: Subject) -> str:
 
 def _cards(main: Evaluation) -> list[str]:
     cards = []
-    for protocol, feature in (("linear", "encoder"), ("linear", "bridge"), ("zero_shot", "projected")):
+    for protocol, feature in few(scored_parts(main)):
         part = main.section(protocol, feature)
         if part is not None:
             cards.append(_card(row_name(protocol, feature), part["macro"].get("auroc"), "macro AUROC; chance 0.5"))
@@ -91,10 +92,10 @@ def _verdicts(subject: Subject) -> str:
         if isinstance(found, str):
             reasons.append(reason(f"the difference to {other}: {found}"))
             continue
-        for (protocol, feature, label), entry in found.items():
-            if label == MACRO and protocol in ("linear", "zero_shot"):
-                what = f"{row_name(protocol, feature)}: {subject.main.name} minus {other}"
-                lines.append((what, numbers(entry.to_json(), signed=True), f" – {verdict(entry)}"))
+        for part in few(part for part in SCORED if (*part, MACRO) in found):
+            entry = found[*part, MACRO]
+            what = f"{row_name(*part)}: {subject.main.name} minus {other}"
+            lines.append((what, numbers(entry.to_json(), signed=True), f" – {verdict(entry)}"))
     for direction, name in DIRECTIONS.items():
         for entry in subject.others:
             pair = [

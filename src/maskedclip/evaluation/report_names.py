@@ -1,5 +1,7 @@
 """The reader's words for what an evaluation names in code."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from maskedclip.evaluation.statistics import Estimate
@@ -15,6 +17,19 @@ PROTOCOLS = {
     "finetune": "Fine-tuning",
     "lora": "LoRA fine-tuning",
 }
+# What scores the labels of test images, with the name of its curve.  A section that shows one of them shows the first
+# that was evaluated: what was trained for the labels, then what only reads the features, then what has no labels.
+SCORED = {
+    ("finetune", "encoder"): "fine-tuning",
+    ("lora", "encoder"): "LoRA",
+    ("linear", "encoder"): "probe on f",
+    ("linear", "bridge"): "probe on g(f)",
+    ("knn", "encoder"): "k-NN on f",
+    ("knn", "bridge"): "k-NN on g(f)",
+    ("zero_shot", "projected"): "zero-shot",
+}
+_FEW = 4
+_FIRST_OUT = (("knn", "bridge"), ("knn", "encoder"), ("linear", "bridge"))
 DIRECTIONS = {
     "image_to_text": "image → text",
     "image_to_text_per_text": "image → text, mean over the texts",
@@ -34,6 +49,15 @@ def row_name(protocol: str, feature: str) -> str:
         return f"{row_name(protocol, feature)}, {_SETTINGS[protocol](setting)}"
     name, of = PROTOCOLS.get(protocol, protocol.replace("_", " ")), _FEATURES.get(feature, feature)
     return f"{name}, {of}" if feature == "projected" else f"{name} on {of}"
+
+
+def few(parts: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of SCORED for which there is room where one looks at all of them at once: four, one of each kind first."""
+    kept = list(parts)
+    for part in _FIRST_OUT:
+        if len(kept) > _FEW and part in kept:
+            kept.remove(part)
+    return kept
 
 
 def label_name(name: str) -> str:

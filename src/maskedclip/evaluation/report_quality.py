@@ -1,22 +1,28 @@
 """The parts of a report that say what a model is good and bad at, how true its probabilities are, and for whom."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskedclip.evaluation.calibration import calibration_section
+from maskedclip.evaluation.calibration import reliability_curve
 from maskedclip.evaluation.compare import MACRO
 from maskedclip.evaluation.draws_table import DRAWS_TABLE, DrawnKey, read_draws
 from maskedclip.evaluation.report_figures import interval_chart, reliability_chart, share_chart
-from maskedclip.evaluation.report_names import PROTOCOLS, label_name
-from maskedclip.evaluation.report_scores import LabelScores, label_scores
+from maskedclip.evaluation.report_names import PROTOCOLS, label_name, row_name
+from maskedclip.evaluation.report_scores import (
+    LabelScores,
+    gives_probabilities,
+    label_scores,
+    main_part,
+    scored_parts,
+)
 from maskedclip.evaluation.report_subject import Evaluation, Subject
 from maskedclip.evaluation.scoring import macro_distribution
-from maskedclip.evaluation.statistics import Distribution, cluster_weights
-from maskedclip.evaluation.tasks import Prediction, Task
+from maskedclip.evaluation.statistics import Distribution
 from maskedclip.html import (
     LeftOut,
     Table,
@@ -33,7 +39,6 @@ from maskedclip.html import (
 # Bands of the AUROC in words, [ours]; the lower end of the interval decides.
 _BANDS = ((0.9, "very good"), (0.8, "good"), (0.7, "moderate"), (0.6, "weak"), (0.5, "poor"))
 _NAMES = {"encoder": "f (encoder)", "bridge": "g(f) (bridge)"}
-_MAIN = (("finetune", "encoder"), ("linear", "encoder"), ("zero_shot", "projected"))
 
 
 def strengths(subject: Subject) -> str:
@@ -42,8 +47,9 @@ def strengths(subject: Subject) -> str:
     Raises:
         LeftOut: nothing was scored.
     """
-    protocol, feature, part = _main_part(subject)
-    having = _having(subject, (protocol, feature))
+    shown = main_part(subject.main)
+    having = _having(subject, shown)
+    part: Mapping[str, Any] = subject.main.section(*shown) or {}
     entries = {
         label: entry
         for label, entry in part["per_label"].items()
@@ -73,7 +79,7 @@ def strengths(subject: Subject) -> str:
     chart = interval_chart([label_name(label) for label in ranked], {"": areas}, what="AUROC")
     said = "; ".join(f"{label_name(label)} {numbers(entries[label]['auroc'])}" for label in ranked)
     table = Table(
-        caption=f"{PROTOCOLS.get(protocol, protocol)}, from the best label to the worst",
+        caption=f"{row_name(*shown)}, from the best label to the worst",
         columns=("label", "in words", "AUROC", "sensitivity at 90 % specificity", "with the finding", "n"),
         rows=rows,
     )
@@ -85,7 +91,8 @@ def strengths(subject: Subject) -> str:
             "have the finding, or lack it, to say anything."
         )
         + figure(
-            picture(chart, "svg+xml", f"AUROC by label. {said}"), "AUROC by label, 95 % intervals; dotted: chance."
+            picture(chart, "svg+xml", f"AUROC by label. {said}"),
+            f"{row_name(*shown)}: AUROC by label, 95 % intervals; dotted: chance.",
         )
         + table.render()
         + note
@@ -98,18 +105,23 @@ def calibration(subject: Subject) -> str:
     Raises:
         LeftOut: there are none.
     """
+    part = _probability_part(subject)
+    per_label = (subject.main.section(*part) or {})["per_label"]
     charts = []
-    for scores in label_scores(subject.main, _probability_part(subject)):
-        drawn = _reliability(scores)
+    for scores in label_scores(subject.main, part):
+        drawn = _reliability(scores, per_label.get(scores.label, {}).get("calibration_error"))
         if drawn is not None:
             charts.append(drawn)
     if not charts:
-        raise LeftOut("no protocol with probabilities was evaluated (linear, finetune)")
+        raise LeftOut(f"{row_name(*part)}: no label has probabilities on a test row (see the tables for the reasons)")
+    above = main_part(subject.main)
+    instead = "" if above == part else f" (the scores of {row_name(*above)}, shown above, are no probabilities)"
     return paragraph(
-        "Test rows in bins of equally many: the share that has the finding, with its 95 % interval, over the "
-        "probability that the model gave. On the dotted line a probability means what it says. For labels of "
-        "several classes: the "
-        "likeliest class. Calibration error: mean distance from the line."
+        f"{row_name(*part)}{instead}. Test rows in bins of equally many: the share that has the finding, with its "
+        "95 % interval, over the probability that the model gave. On the dotted line a probability means what it "
+        "says. For labels of several classes: the likeliest class. Calibration error: mean distance from the line. "
+        "Its interval allows for what chance adds to it, so it may lie below the value. The bars of the bins take the "
+        "images as independent (Wilson's interval), unlike the other intervals on this page."
     ) + grid(charts, "charts")
 
 
@@ -135,7 +147,8 @@ def subgroups(subject: Subject) -> str:
                 ]
                 for group, entry in groups.items()
             ]
-            caption = f"{PROTOCOLS.get(protocol, protocol)} by {label_name(column)}: macro AUROC"
+            name = row_name(protocol, "projected" if protocol == "zero_shot" else "encoder")
+            caption = f"{name} by {label_name(column)}: macro AUROC"
             columns_shown = ("group", subject.unit, "patients", "AUROC", "minus the rest")
             parts.append(Table(caption=caption, columns=columns_shown, rows=rows).render())
     return "".join(parts) + paragraph(
@@ -252,21 +265,11 @@ def _curve_table(protocol: str, x_name: str, section: Mapping[str, Any], *, perc
     ).render()
 
 
-def _main_part(subject: Subject) -> tuple[str, str, Mapping[str, Any]]:
-    for protocol, feature in _MAIN:
-        part = subject.main.section(protocol, feature)
-        if part is not None:
-            return protocol, feature, part
-    raise LeftOut("no protocol that scores labels was evaluated")
-
-
 def _probability_part(subject: Subject) -> tuple[str, str]:
-    for protocol, feature in _MAIN[:2]:
-        part = subject.main.section(protocol, feature)
-        # Scores that are no probabilities, as of a network trained with smoothed labels, have no such metric.
-        if part is not None and any("calibration_error" in entry for entry in part["per_label"].values()):
-            return protocol, feature
-    raise LeftOut("no protocol with probabilities was evaluated (linear)")
+    for part in scored_parts(subject.main):
+        if gives_probabilities(subject.main, part):
+            return part
+    raise LeftOut("no protocol with probabilities was evaluated (linear, knn)")
 
 
 def _bounded(auroc: Mapping[str, Any]) -> bool:
@@ -288,21 +291,18 @@ def _having(subject: Subject, part: tuple[str, str]) -> dict[str, str]:
     told = {}
     for scores in scored:
         counts = np.bincount(scores.truth, minlength=max(len(scores.classes), 2)).tolist()
-        of_each = zip(scores.classes, counts, strict=True) if scores.classes else ()
+        of_each = zip(scores.truths, counts, strict=True) if scores.classes else ()
         told[scores.label] = "; ".join(f"{name}: {count:,}" for name, count in of_each) or f"{counts[1]:,}"
     return told
 
 
-def _reliability(scores: LabelScores) -> str | None:
-    classes = tuple(range(scores.score.shape[1])) if scores.score.ndim == 2 else (0, 1)
-    kind = "nominal" if scores.score.ndim == 2 else "binary"
-    task = Task(name=scores.label, kind=kind, classes=classes, truth=scores.truth)
-    answer = Prediction(scores=scores.score, predicted=np.zeros(len(scores.truth), np.int64), probabilities=True)
-    section = calibration_section(task, answer, cluster_weights(scores.patients, replicates=200))
-    if not section.get("bins"):
+def _reliability(scores: LabelScores, error: Mapping[str, Any] | None) -> str | None:
+    """A chart; error: of the evaluation, whose replicates the tables are of too."""
+    if error is None or not len(scores.truth) or not np.isfinite(scores.score).all():
         return None
-    error = numbers(section["calibration_error"], digits=3)
+    bins = [asdict(entry) for entry in reliability_curve(scores.truth, scores.score)]
+    said = numbers(error, digits=3)
     name = label_name(scores.label)
-    alt = f"Reliability of {name}. Calibration error {error}."
-    drawn = picture(reliability_chart(section["bins"]), "svg+xml", alt)
-    return figure(f"<h3>{escape(name)}</h3>{drawn}", f"calibration error {error}; n {len(scores.truth):,}", "chart")
+    alt = f"Reliability of {name}. Calibration error {said}."
+    drawn = picture(reliability_chart(bins), "svg+xml", alt)
+    return figure(f"<h3>{escape(name)}</h3>{drawn}", f"calibration error {said}; n {len(scores.truth):,}", "chart")

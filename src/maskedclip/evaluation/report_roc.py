@@ -1,6 +1,6 @@
 """The part of a report with the ROC curves of each label."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +9,11 @@ from numpy.typing import NDArray
 from maskedclip.evaluation import metrics
 from maskedclip.evaluation.intervals import SHARE
 from maskedclip.evaluation.report_figures import roc_chart
-from maskedclip.evaluation.report_names import label_name
+from maskedclip.evaluation.report_names import SCORED, few, label_name
 from maskedclip.evaluation.report_subject import Evaluation, Subject
 from maskedclip.evaluation.statistics import Distribution, class_supports, cluster_weights, with_point
 from maskedclip.html import LeftOut, escape, figure, grid, numbers, paragraph, picture
 
-_CURVES = (
-    ("linear", "encoder", "probe on f"),
-    ("linear", "bridge", "probe on g(f)"),
-    ("zero_shot", "projected", "zero-shot"),
-)
 _MOST = 24
 
 
@@ -29,7 +24,10 @@ def roc_curves(subject: Subject) -> str:
         LeftOut: there are no predictions to draw.
     """
     main = subject.main
-    scored = _scores(main)
+    answered = set(zip(*(main.predictions[name].to_pylist() for name in ("protocol", "feature")), strict=True))
+    parts = [part for part in SCORED if part in answered]
+    drawn = few(parts)
+    scored = _scores(main, drawn)
     if not scored:
         raise LeftOut(
             "no protocol that scores labels was evaluated (see the tables for the reasons), so there are no curves"
@@ -44,10 +42,15 @@ def roc_curves(subject: Subject) -> str:
         else:
             charts.append(_roc(main, label, value, name, curves))
     note = f"Not drawn: {', '.join(undrawn)}." if undrawn else ""
+    left_out = [SCORED[part] for part in parts if part not in drawn]
+    elsewhere = (
+        f" The tables have the figures of {' and '.join(left_out)}, for which there is no room." if left_out else ""
+    )
     intro = paragraph(
         "Sensitivity against 1 − specificity on the test split, as the threshold moves. The number is the area under "
         "the curve (AUROC) with its 95 % interval; the dotted diagonal is chance. For labels of several classes, each "
-        "class is drawn against the rest."
+        "class is drawn against the rest; one that no training image has is scored by zero-shot alone, if at all. The "
+        f"curves are of {', '.join(SCORED[part] for part in drawn)}, where a label has them.{elsewhere}"
     )
     return intro + grid(charts, "charts") + (paragraph(note, "note") if note else "")
 
@@ -61,15 +64,15 @@ class _Scored:
     patients: list[str]
 
 
-def _scores(main: Evaluation) -> dict[tuple[str, str | None], dict[str, _Scored]]:
+def _scores(main: Evaluation, parts: Sequence[tuple[str, str]]) -> dict[tuple[str, str | None], dict[str, _Scored]]:
     """By label and class (None for a finding), then by the name of the curve."""
     columns = ("protocol", "feature", "label", "class", "truth", "score", "patient")
     listed = main.predictions.select(columns).to_pydict()
-    curves = {(protocol, feature): curve for protocol, feature, curve in _CURVES}
     found: dict[tuple[str, str | None], dict[str, list[tuple[float, float, str]]]] = {}
     for protocol, feature, label, value, *row in zip(*listed.values(), strict=True):
-        if (protocol, feature) in curves:
-            found.setdefault((label, value), {}).setdefault(curves[protocol, feature], []).append(tuple(row))
+        if (protocol, feature) in parts:
+            found.setdefault((label, value), {}).setdefault(SCORED[protocol, feature], []).append(tuple(row))
+    labels = list(dict.fromkeys(label for label, _ in found))  # a class of zero-shot alone was found behind all others
     return {
         key: {
             curve: _Scored(
@@ -79,13 +82,13 @@ def _scores(main: Evaluation) -> dict[tuple[str, str | None], dict[str, _Scored]
             )
             for curve, rows in by_curve.items()
         }
-        for key, by_curve in found.items()
+        for key, by_curve in sorted(found.items(), key=lambda entry: labels.index(entry[0][0]))
     }
 
 
 def _roc(main: Evaluation, label: str, value: str | None, name: str, curves: Mapping[str, _Scored]) -> str:
     legend = {}
-    for protocol, feature, curve in _CURVES:
+    for (protocol, feature), curve in SCORED.items():
         if curve in curves:
             part = main.section(protocol, feature) or {}
             known = part.get("per_label", {}).get(label, {}).get("auroc")
