@@ -64,7 +64,7 @@ def test_labels__other_training_labels_are_told_and_other_test_labels_refused(
         "test": np.where(STORE.splits == "test", 1, drusen),
     }
     for name, column in columns.items():
-        store = changed(STORE, labels=STORE.labels | {"drusen": column.astype(np.float32)})
+        store = changed(STORE, labels={**STORE.labels, "drusen": column.astype(np.float32)})
         evaluate(MODEL, store, tmp_path / name, protocols=["linear", "fewshot"][name == "test" :], replicates=20)
     told = _compared(a=folders["a"], train=tmp_path / "train").unlike
     assert told == ["labels, splits or patients of the store (a; train), on which few-shot and label efficiency draw"]
